@@ -1,0 +1,250 @@
+"""Storage: bytes somewhere. What every kind of place offers, and nothing about image formats.
+
+A storage is addressed by byte offset, has a current length and knows which of its ranges are holes. It
+is opened by one call, used from several threads at once (every method but `resize` and `close`), and
+carries no position. A driver implements the few calls below; the base class supplies the rest, safely
+and slowly.
+"""
+
+# ruff: noqa: ARG003  (the interface names what subclasses take)
+from __future__ import annotations
+
+from qimg.errors import NotSupported
+from qimg.extent import MAPPED, Extent
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+    from typing import ClassVar, Self
+
+    from qimg.context import Context
+    from qimg.options import Option, Value
+
+    Buffer = bytearray | memoryview
+    Bytes = bytes | bytearray | memoryview
+
+# What a user of an image does with it, and what it lets others do meanwhile: bits of the same meaning
+# as the lock bytes of QEMU (protocols sheet 4): bit i <-> byte 100 + i (used) and 200 + i (not shared).
+USE_READ = 1
+USE_WRITE = 2
+USE_WRITE_UNCHANGED = 4
+USE_RESIZE = 8
+USE_ALL = USE_READ | USE_WRITE | USE_WRITE_UNCHANGED | USE_RESIZE
+
+
+class Limits:
+    """What requests must look like. All in bytes.
+
+    request_alignment  offsets and lengths of reads and writes must be multiples of it (1: no rule).
+    memory_alignment   addresses of buffers too (O_DIRECT); 1: no rule.
+    preferred_request  a good size for one sequential request.
+    fast_zero          `zero` costs no data transfer.
+    parallel           how many requests at once still make it faster.
+    """
+
+    __slots__ = ("fast_zero", "memory_alignment", "parallel", "preferred_request", "request_alignment")
+
+    def __init__(
+        self,
+        *,
+        request_alignment: int = 1,
+        memory_alignment: int = 1,
+        preferred_request: int = 2 << 20,
+        fast_zero: bool = True,
+        parallel: int = 16,
+    ) -> None:
+        self.request_alignment = request_alignment
+        self.memory_alignment = memory_alignment
+        self.preferred_request = preferred_request
+        self.fast_zero = fast_zero
+        self.parallel = parallel
+
+
+class Storage:
+    """Base class of all storages and filters.
+
+    `name` is what messages and `info` call it; `driver` the protocol's name (``file``,
+    ``host_device``, ``nbd`` ...). `writable` tells how it was opened.
+    """
+
+    driver: str = "?"
+    name: str
+    writable: bool = False
+    limits: Limits
+    #: New space (after `resize`) is known to read as zeros.
+    zero_init: bool = False
+    #: The place has a fixed length (a block device): `resize` can only keep or shrink.
+    fixed_size: bool = False
+    #: Options of opening (``json:``, ``--image-opts``), names as users write them.
+    open_options: ClassVar[tuple[Option, ...]] = ()
+    #: Options of creation, in the order in which they follow the format's own.
+    create_options: ClassVar[tuple[Option, ...]] = ()
+    #: New images can be made here, if only in an existing place.
+    can_create: ClassVar[bool] = False
+
+    @classmethod
+    def from_options(
+        cls,
+        values: dict[str, Value],
+        *,
+        writable: bool = False,
+        create: bool = False,
+        cache: str = "writeback",
+        discard: bool = True,
+        context: Context | None = None,
+    ) -> Storage:
+        """Open what typed values of `open_options` describe; nothing is locked yet.
+
+        `create` opens for writing and makes the place if it does not exist, without touching what is
+        there: `lock` it, then call `start_new`. `cache` is a cache mode, `discard` whether space may be
+        given back. Raises StorageError, LocationError, OptionError, NotSupported.
+        """
+        raise NotSupported(f"Block driver '{cls.driver}' cannot be opened")
+
+    @property
+    def size(self) -> int:
+        """Current length in bytes."""
+        raise NotImplementedError
+
+    def read_into(self, buf: Buffer, offset: int) -> None:
+        """Fill `buf` from `offset` on. What lies past the end reads as zeros.
+
+        Raises StorageError with `offset`.
+        """
+        raise NotImplementedError
+
+    def read(self, offset: int, length: int) -> bytearray:
+        """`length` bytes from `offset` on; past the end, zeros."""
+        buf = bytearray(length)
+        if length:
+            self.read_into(buf, offset)
+        return buf
+
+    def write(self, buf: Bytes, offset: int) -> None:
+        """Write all of `buf` at `offset`, growing a place that can grow. Raises StorageError."""
+        raise NotImplementedError
+
+    def zero(self, offset: int, length: int, unmap: bool = True) -> None:
+        """Make a range read as zeros; with `unmap` its space may be given back. May grow the place."""
+        chunk = bytes(min(length, 1 << 20))
+        while length > 0:
+            step = min(length, len(chunk))
+            self.write(chunk[:step], offset)
+            offset += step
+            length -= step
+
+    def discard(self, offset: int, length: int) -> None:
+        """Say that a range's content no longer matters. It may read as anything afterwards."""
+
+    def extents(self, start: int, length: int) -> Iterator[Extent]:
+        """Data (MAPPED) and known zeros (ZERO) of ``start .. start + length``, ascending, contiguous,
+        with ``host == start`` and ``source is self``. Past the end: ZERO.
+
+        Coalescing is the consumer's (`Runs`). Cost is proportional to the number of runs.
+        """
+        yield Extent(start, length, MAPPED, 0, start, self)
+
+    def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
+        """Copy offload: have the kernel or the server copy. Raises NotSupported before any change if
+        the two ends cannot; StorageError if the copy itself fails."""
+        raise NotSupported("copy offload")
+
+    def resize(self, size: int, preallocation: str = "off") -> None:
+        """Set the length. `preallocation` (off, falloc, full) says how growth is backed.
+
+        Raises NotSupported, StorageError, OptionError (unknown mode).
+        """
+        raise NotSupported(f"Cannot resize '{self.name}'")
+
+    def start_new(self, values: dict[str, Value], context: Context) -> None:
+        """Forget the old content, to hold a new image from now on: cut a file to length 0 and apply those
+        of its `create_options` that concern the empty file; clear the first sector of a device.
+
+        Raises OptionError (before any change), StorageError, NotSupported.
+        """
+        raise NotSupported(f"Protocol driver '{self.driver}' does not support image creation")
+
+    def flush(self) -> None:
+        """Barrier: everything written so far survives a power cut (unless opened with cache=unsafe)."""
+
+    def allocated_bytes(self) -> int | None:
+        """Bytes of host space in use (``disk size``), None if unknown."""
+        return None
+
+    def lock(self, use: int, share: int) -> None:
+        """Replace what is held by: we use the USE_ bits `use` and let others use the bits `share`.
+
+        Raises LockError. Places without locks do nothing.
+        """
+
+    def clone(self) -> Storage:
+        """A second handle for another thread, where requests on one would queue. Default: itself."""
+        return self
+
+    def close(self) -> None:
+        """Give everything back. Never raises; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Filter(Storage):
+    """A storage on top of another: passes everything on. Subclasses change what they are about."""
+
+    driver = "filter"
+
+    def __init__(self, child: Storage) -> None:
+        self.child = child
+        self.name = child.name
+        self.driver = child.driver
+        self.writable = child.writable
+        self.limits = child.limits
+        self.zero_init = child.zero_init
+        self.fixed_size = child.fixed_size
+
+    @property
+    def size(self) -> int:
+        return self.child.size
+
+    def read_into(self, buf: Buffer, offset: int) -> None:
+        self.child.read_into(buf, offset)
+
+    def write(self, buf: Bytes, offset: int) -> None:
+        self.child.write(buf, offset)
+
+    def zero(self, offset: int, length: int, unmap: bool = True) -> None:
+        self.child.zero(offset, length, unmap)
+
+    def discard(self, offset: int, length: int) -> None:
+        self.child.discard(offset, length)
+
+    def extents(self, start: int, length: int) -> Iterator[Extent]:
+        for extent in self.child.extents(start, length):
+            yield extent._replace(host=extent.start, source=self)
+
+    def resize(self, size: int, preallocation: str = "off") -> None:
+        self.child.resize(size, preallocation)
+
+    def start_new(self, values: dict[str, Value], context: Context) -> None:
+        self.child.start_new(values, context)
+
+    def flush(self) -> None:
+        self.child.flush()
+
+    def allocated_bytes(self) -> int | None:
+        return self.child.allocated_bytes()
+
+    def lock(self, use: int, share: int) -> None:
+        self.child.lock(use, share)
+
+    def close(self) -> None:
+        self.child.close()

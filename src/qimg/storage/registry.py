@@ -1,0 +1,103 @@
+"""Every storage by protocol name. Adding one is one line in STORAGES (and one in PREFIXES for each
+further name prefix). Modules are imported on first use.
+"""
+
+from __future__ import annotations
+
+from qimg.errors import NotSupported, OptionError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qimg.storage.base import Storage
+
+# name -> "module:class"; None: known by name, not written yet.
+STORAGES: dict[str, str | None] = {
+    "blkdebug": None,
+    "blklogwrites": None,
+    "blkreplay": None,
+    "blkverify": None,
+    "compress": None,
+    "copy-before-write": None,
+    "copy-on-read": None,
+    "file": "qimg.storage.posix:PosixFile",
+    "ftp": None,
+    "ftps": None,
+    "gluster": None,
+    "host_cdrom": None,
+    "host_device": "qimg.storage.device:HostDevice",
+    "http": None,
+    "https": None,
+    "iscsi": None,
+    "iser": None,
+    "nbd": None,
+    "nfs": None,
+    "null-aio": "qimg.storage.null:NullAio",
+    "null-co": "qimg.storage.null:NullCo",
+    "nvme": None,
+    "preallocate": None,
+    "quorum": None,
+    "rbd": None,
+    "replication": None,
+    "s3": None,
+    "snapshot-access": None,
+    "ssh": None,
+    "throttle": None,
+    "vvfat": None,
+}
+
+# What may stand before the first colon of a file name (protocols sheet 1) -> the storage's name.
+PREFIXES: dict[str, str] = {
+    "blkdebug": "blkdebug",
+    "blkverify": "blkverify",
+    "fat": "vvfat",
+    "file": "file",
+    "ftp": "ftp",
+    "ftps": "ftps",
+    "gluster": "gluster",
+    "gluster+tcp": "gluster",
+    "gluster+unix": "gluster",
+    "host_cdrom": "host_cdrom",
+    "host_device": "host_device",
+    "http": "http",
+    "https": "https",
+    "iscsi": "iscsi",
+    "iser": "iser",
+    "nbd": "nbd",
+    "nbd+tcp": "nbd",
+    "nbd+unix": "nbd",
+    "nfs": "nfs",
+    "null-aio": "null-aio",
+    "null-co": "null-co",
+    "nvme": "nvme",
+    "rbd": "rbd",
+    "s3": "s3",
+    "ssh": "ssh",
+}
+
+_loaded: dict[str, type[Storage]] = {}
+
+
+def supported() -> list[str]:
+    """Names of the storages that can be opened, sorted."""
+    return sorted(name for name, place in STORAGES.items() if place is not None)
+
+
+def get(name: str) -> type[Storage]:
+    """The storage class called `name`. Raises OptionError (no such driver), NotSupported (not written yet).
+
+    Every class has ``open_options`` and ``create_options`` (tuples of Option), ``can_create`` and
+    ``from_options(values, *, writable, cache, discard, context)``.
+    """
+    known = _loaded.get(name)
+    if known is not None:
+        return known
+    if name not in STORAGES:
+        raise OptionError(f"Unknown driver '{name}'", option="driver")
+    place = STORAGES[name]
+    if place is None:
+        raise NotSupported(f"Protocol '{name}' is not supported yet")
+    module_name, _, class_name = place.partition(":")
+    module = __import__(module_name, fromlist=[class_name])
+    found: type[Storage] = getattr(module, class_name)
+    _loaded[name] = found
+    return found
