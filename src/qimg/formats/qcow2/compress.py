@@ -1,0 +1,76 @@
+"""Compressed clusters: where they go, how they are described, who counts them (sheet, section 5)."""
+
+from __future__ import annotations
+
+from qimg.formats.qcow2.alloc import BatchWriter, HostSpace, file_too_large
+from qimg.formats.qcow2.structs import L2_COMPRESSED, compressed_shift
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qimg.formats.qcow2.refcounts import Refcounts
+    from qimg.storage.base import Bytes, Storage
+
+_SECTOR = 512
+
+
+class Packer:
+    """Packs compressed clusters byte after byte. Each host cluster that one touches counts it.
+
+    The next one starts where the last ended if it fits into what is left of that host cluster, or if the
+    next host cluster is still to be handed out; otherwise in a new cluster. A host cluster whose count is
+    at its maximum takes no more.
+    """
+
+    def __init__(self, file: Storage, space: HostSpace, refcounts: Refcounts, cluster_bits: int) -> None:
+        self._space = space
+        self._refcounts = refcounts
+        self._cluster_size = 1 << cluster_bits
+        self._shift = compressed_shift(cluster_bits)
+        self._writer = BatchWriter(file)
+        self._next = 0
+
+    def put(self, data: Bytes) -> int:
+        """Store `data` (less than a cluster); its L2 descriptor. Raises StorageError."""
+        offset = self._place(len(data))
+        last = offset + len(data) - 1
+        if last >> self._shift:
+            raise file_too_large()
+        self._writer.put(offset, data)
+        sectors = last // _SECTOR - offset // _SECTOR
+        return L2_COMPRESSED | sectors << self._shift | offset
+
+    def _place(self, length: int) -> int:
+        size = self._cluster_size
+        cluster, used = divmod(self._next, size)
+        offset = self._next
+        fits = length <= size - used
+        if used and (fits or self._space.end == cluster + 1):
+            count = self._refcounts.get(cluster)
+            if count < self._refcounts.maximum:
+                self._refcounts.set(cluster, count + 1)
+                if not fits:
+                    self._space.take(1)
+                self._next = offset + length
+                return offset
+        offset = self._space.take(1) * size
+        self._next = offset + length
+        return offset
+
+    def drop(self, descriptor: int) -> None:
+        """Nothing refers to the compressed cluster with this L2 descriptor any more."""
+        offset = descriptor & ((1 << self._shift) - 1)
+        sectors = (descriptor & (L2_COMPRESSED - 1)) >> self._shift
+        last = (offset // _SECTOR + sectors) * _SECTOR
+        for cluster in range(offset // self._cluster_size, last // self._cluster_size + 1):
+            count = self._refcounts.get(cluster) - 1
+            if count:
+                self._refcounts.set(cluster, count)
+                continue
+            if cluster == self._next // self._cluster_size:
+                self._next = 0
+            self._writer.flush()  # bytes still to be written must not land on what comes there next
+            self._refcounts.release(cluster, 1)
+
+    def flush(self) -> None:
+        """Write what is pending, to a whole number of sectors."""
+        self._writer.pad(_SECTOR)

@@ -1,0 +1,53 @@
+"""Every format by name. Adding one is one line in FORMATS (and one in SIGNATURES, if it has a magic).
+
+Modules are imported on first use, so a command pays only for what it opens.
+"""
+
+from __future__ import annotations
+
+from qimg.errors import NotSupported, OptionError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qimg.formats.base import Format
+
+# name -> "module:class"; None: known by name and signature, not written yet.
+FORMATS: dict[str, str | None] = {
+    "bochs": None,
+    "cloop": None,
+    "dmg": None,
+    "luks": None,
+    "parallels": None,
+    "qcow": None,
+    "qcow2": "qimg.formats.qcow2.format:Qcow2",
+    "qed": None,
+    "raw": "qimg.formats.raw:Raw",
+    "vdi": None,
+    "vhdx": None,
+    "vmdk": None,
+    "vpc": None,
+}
+
+_loaded: dict[str, Format] = {}
+
+
+def supported() -> list[str]:
+    """Names of the formats that can be opened, sorted."""
+    return sorted(name for name, place in FORMATS.items() if place is not None)
+
+
+def get(name: str) -> Format:
+    """The format called `name`. Raises OptionError (no such driver), NotSupported (not written yet)."""
+    known = _loaded.get(name)
+    if known is not None:
+        return known
+    if name not in FORMATS:
+        raise OptionError(f"Unknown driver '{name}'", option="driver")
+    place = FORMATS[name]
+    if place is None:
+        raise NotSupported(f"Format '{name}' is not supported yet")
+    module_name, _, class_name = place.partition(":")
+    module = __import__(module_name, fromlist=[class_name])
+    found: Format = getattr(module, class_name)()
+    _loaded[name] = found
+    return found
