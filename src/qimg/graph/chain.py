@@ -1,0 +1,141 @@
+"""The backing chain: from an opened image to everything below it, one image at a time."""
+
+from __future__ import annotations
+
+import os
+
+from qimg.context import Notice
+from qimg.errors import GateError, LimitError, LocationError, NotSupported, QimgError
+from qimg.formats import registry as formats
+from qimg.graph import jsonopts
+from qimg.graph.disk import Disk, Layer
+from qimg.graph.location import Location, reference, resolve_relative
+from qimg.graph.nodes import Builder, Mode, Node
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qimg.graph.nodes import Identity
+
+#: Images of one chain. Each costs an open file and a step of recursion when the disk is read.
+MAX_CHAIN = 500
+#: Format nodes on format nodes (raw over qcow2 ...), of which each costs several steps of recursion.
+MAX_NESTING = 32
+
+_NESTING = "Could not open backing file: "
+_EMPTY_BACKING = 'Use of "backing": "" is deprecated; use "backing": null instead'
+
+
+class BackingError(QimgError):
+    """Opening a backing file failed because of `reason`; the text names every level."""
+
+    def __init__(self, reason: QimgError, depth: int) -> None:
+        super().__init__(_NESTING * depth + str(reason), hint=reason.hint)
+        self.reason = reason
+
+
+def open_chain(
+    builder: Builder, location: Location, mode: Mode, *, named_by: str | None = None, backing: bool = True
+) -> tuple[Disk, Node]:
+    """Open the image at `location` and, with `backing`, all images below it. Gives the disk and its top node.
+
+    Raises QimgError subclasses without the top image's name in front; GateError where the gate refuses
+    or a backing file comes up a second time.
+    """
+    nodes: list[Node] = []
+    # Images above, also those that this chain is only a part of.
+    above = builder.path
+    if builder.nesting > MAX_NESTING:
+        raise LimitError(f"Images stand on one another more than {MAX_NESTING} times")
+    builder.path = set(above)
+    builder.nesting += 1
+    below: Location | None = location
+    depth = 0
+    try:
+        while below is not None:
+            depth = len(nodes)
+            _bound(depth)
+            node = builder.image(below.expand(), mode, named_by=named_by, top=not nodes)
+            nodes.append(node)
+            _meet(node, builder.path)
+            mode = mode.read_only()
+            below, named_by = _below(builder, node, backing)
+        for depth in reversed(range(len(nodes))):
+            nodes[depth].check_left()
+    except BaseException as error:
+        for node in nodes:
+            node.close()
+        if depth and isinstance(error, QimgError) and not isinstance(error, GateError):
+            raise BackingError(error, depth) from error
+        raise
+    finally:
+        builder.path = above
+        builder.nesting -= 1
+    return Disk([_layer(node) for node in nodes]), nodes[0]
+
+
+def _layer(node: Node) -> Layer:
+    assert node.image is not None
+    return Layer(node.image, node.filename, guessed=node.guessed)
+
+
+def _bound(depth: int) -> None:
+    if depth >= MAX_CHAIN:
+        raise LimitError(f"The backing chain has more than {MAX_CHAIN} images")
+
+
+def _meet(node: Node, seen: set[Identity]) -> None:
+    """Note the image. Raises GateError if the chain has come round to it again."""
+    assert node.image is not None
+    file = node.image.file
+    place: Identity = (file.driver, file.name)
+    try:
+        status = os.stat(file.name)
+        place = (status.st_dev, status.st_ino)
+    except (OSError, ValueError):
+        pass  # No file of this machine: its name has to do.
+    options = {name: value for name, value in node.description.items() if name != "file"}
+    identity = (*place, jsonopts.dump(options))
+    if identity in seen:
+        raise GateError(f"Backing file '{node.filename}' creates an infinite loop.")
+    seen.add(identity)
+
+
+def _below(builder: Builder, node: Node, wanted: bool) -> tuple[Location | None, str | None]:
+    """Where the image under `node` is and the name of the image that says so (None: the user's options).
+
+    Takes what the options say of backing files, unless nothing is `wanted` of them.
+    """
+    location, image = node.location, node.image
+    assert image is not None
+    value = location.options.get("backing", True)
+    if value is None or value == "":
+        if value == "":
+            builder.context.warn(Notice(_EMPTY_BACKING))
+        location.options.pop("backing")
+        return None, None
+    if not wanted:
+        return None, None
+    options = location.take_child("backing")
+    recorded = image.backing
+    if not _can_have_backing(node):
+        if options:
+            raise NotSupported("Driver doesn't support backing files")
+        return None, None
+    below = Location(None, options)
+    try:
+        reference(location, "backing", options)
+        location.options.pop("backing", None)
+        if recorded is None or not recorded.name:
+            return (below, None) if options else (None, None)
+        if recorded.format is not None:
+            options.setdefault("driver", recorded.format)
+        if "file.filename" in options:
+            return below, None
+        below.filename = resolve_relative(image.file.name, recorded.name)
+    except LocationError as error:
+        raise BackingError(error, 1) from error
+    return below, node.filename
+
+
+def _can_have_backing(node: Node) -> bool:
+    return node.driver in formats.FORMATS and formats.get(node.driver).can_backing

@@ -1,0 +1,116 @@
+"""A disk: an opened image with its backing chain, as a guest would see it."""
+
+from __future__ import annotations
+
+from qimg.extent import HOLE, MAPPED, ZERO, Extent, Runs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from qimg.formats.base import Image
+    from qimg.storage.base import Buffer
+
+#: Guest bytes whose tables are decoded at once: bounds the memory of every walk over a disk.
+WINDOW = 16 << 30
+
+
+class Layer:
+    """One image of a chain. `filename` is what ``info`` calls it; `guessed`: its format was probed."""
+
+    __slots__ = ("filename", "guessed", "image")
+
+    def __init__(self, image: Image, filename: str, *, guessed: bool = False) -> None:
+        self.image = image
+        self.filename = filename
+        self.guessed = guessed
+
+
+class Disk:
+    """The guest's view: `layers` from the top (depth 0) to the deepest backing image. Sizes in bytes."""
+
+    def __init__(self, layers: list[Layer]) -> None:
+        self.layers = layers
+        self.size = layers[0].image.size
+
+    @property
+    def top(self) -> Image:
+        """The image at depth 0."""
+        return self.layers[0].image
+
+    @property
+    def filename(self) -> str:
+        """What messages call the disk."""
+        return self.layers[0].filename
+
+    def extents(self, start: int, length: int) -> list[Extent]:
+        """What ``start .. start + length`` (inside `size`) is, the whole chain taken together.
+
+        No extent is HOLE alone: what no layer decides is HOLE|ZERO, at the depth of the deepest image
+        that reaches so far (map sheet). `depth` tells which layer's `read_into` decodes what is not MAPPED.
+        """
+        return self._extents(0, start, length)
+
+    def _extents(self, depth: int, start: int, length: int) -> list[Extent]:
+        image = self.layers[depth].image
+        runs = Runs(start, length, depth)
+        end = min(start + length, image.size)
+        lower = self.layers[depth + 1].image.size if depth + 1 < len(self.layers) else 0
+        for extent in image.extents(start, end - start):
+            if not extent.flags & HOLE:
+                runs.append(*extent[:3], extent.host, extent.source, depth)
+                continue
+            shown = min(extent.start + extent.length, lower) - extent.start
+            if shown > 0:
+                runs.extend(self._extents(depth + 1, extent.start, shown))
+            else:
+                shown = 0
+            if shown < extent.length:
+                host = None if extent.host is None else extent.host + shown
+                runs.append(
+                    extent.start + shown, extent.length - shown, HOLE | ZERO, host, extent.source, depth
+                )
+        return runs.take()
+
+    def windows(self, start: int, length: int) -> Iterator[list[Extent]]:
+        """`extents` of ``start .. start + length`` in pieces of bounded size; runs end at window borders."""
+        end = start + length
+        while start < end:
+            step = min(WINDOW - start % WINDOW, end - start)
+            yield self.extents(start, step)
+            start += step
+
+    def read_extent(self, extent: Extent, buf: Buffer) -> None:
+        """Fill `buf` with the first bytes of `extent` (one that `extents` gave, or a clipped part of it)."""
+        if extent.flags & MAPPED:
+            assert extent.source is not None and extent.host is not None
+            extent.source.read_into(buf, extent.host)
+        elif extent.flags & ZERO:
+            memoryview(buf)[:] = bytes(len(buf))
+        else:
+            self.layers[extent.depth].image.read_into(buf, extent.start)
+
+    def read_into(self, buf: Buffer, offset: int) -> None:
+        """Fill `buf` with guest bytes from `offset` on; all of it must lie inside `size`."""
+        view = memoryview(buf)
+        for extent in self.extents(offset, len(view)):
+            at = extent.start - offset
+            self.read_extent(extent, view[at : at + extent.length])
+
+    def close(self) -> None:
+        """Close every layer. Never raises; a second call does nothing."""
+        for layer in self.layers:
+            layer.image.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,506 @@
+"""Building nodes: one image (or one storage) from its location, with what its options name below it.
+
+A node is a storage (protocol) or an image (format) on top of its child ``file``. Backing files are not
+opened here but in `chain`.
+"""
+
+from __future__ import annotations
+
+from qimg.context import Notice
+from qimg.errors import LocationError, OptionError
+from qimg.formats import registry as formats
+from qimg.graph import jsonopts
+from qimg.graph.gate import OPEN
+from qimg.graph.location import Location, find_protocol, is_identifier, reference, strip_prefix
+from qimg.graph.probe import PROBE_BYTES, probe
+from qimg.options import parse_bool
+from qimg.storage import registry as storages
+from qimg.storage.base import USE_ALL, USE_READ, USE_RESIZE, USE_WRITE, USE_WRITE_UNCHANGED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from qimg.context import Context
+    from qimg.formats.base import Image
+    from qimg.graph.disk import Disk
+    from qimg.graph.gate import Gate
+    from qimg.graph.jsonopts import Json
+    from qimg.options import Option, Value
+    from qimg.storage.base import Storage
+
+    # What tells whether an image has been met before.
+    Identity = tuple[object, ...]
+
+# Who uses what and lets others do what (common sheet 11): (use, share) for `Storage.lock`.
+READ_EXCLUDING_WRITERS = (USE_READ, USE_READ | USE_WRITE_UNCHANGED)
+READ_SHARED = (USE_READ, USE_ALL)
+NO_USE_EXCLUDING_WRITERS = (0, USE_READ | USE_WRITE_UNCHANGED)
+NO_USE = (0, USE_ALL)
+WRITE_EXCLUSIVE = (USE_READ | USE_WRITE | USE_RESIZE, USE_READ | USE_WRITE_UNCHANGED)
+WRITE_SHARED = (USE_READ | USE_WRITE, USE_ALL)
+CREATE = (USE_WRITE | USE_RESIZE, USE_ALL & ~USE_RESIZE)
+
+#: Accepted in place of a format's own name (decisions 8).
+ALIASES = {"vhd": "vpc"}
+
+# name -> (past the page cache, every write synchronous, flushes dropped); common sheet 12.
+_CACHE = {
+    "none": (True, False, False),
+    "off": (True, False, False),
+    "directsync": (True, True, False),
+    "writethrough": (False, True, False),
+    "writeback": (False, False, False),
+    "unsafe": (False, False, True),
+}
+_CACHE_NAMES = {
+    (True, False, False): "none",
+    (True, True, False): "directsync",
+    (False, True, False): "writethrough",
+    (False, False, False): "writeback",
+    (True, False, True): "direct-unsafe",
+    (True, True, True): "direct-unsafe",
+    (False, False, True): "unsafe",
+    (False, True, True): "unsafe",
+}
+
+# Options that change what a node shows, and so have to be part of the name of a node that has them.
+_SIGNIFICANT = {
+    "raw": ("offset", "size"),
+    "null-co": ("read-zeroes", "size"),
+    "null-aio": ("read-zeroes", "size"),
+}
+
+_DISCARD = {"ignore": False, "off": False, "unmap": True, "on": True}
+_RAW_WARNING = """\
+WARNING: Image format was not specified for '{}' and probing guessed raw.
+         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be\
+ restricted.
+         Specify the 'raw' format explicitly to remove the restrictions."""
+_MAX_NODE_NAME = 31
+_DATA_FILE = "data-file"
+
+
+class Mode:
+    """How a node is opened; its children inherit this, changed by their own options.
+
+    `writable` and `force_share` as everywhere; `direct`, `sync`, `no_flush` make up the cache mode;
+    `discard` lets discards through; `blocked`: a node's options forbid the writing that is wanted.
+    """
+
+    __slots__ = ("blocked", "direct", "discard", "force_share", "no_flush", "sync", "writable")
+
+    def __init__(self, *, writable: bool, force_share: bool, cache: str) -> None:
+        if cache not in _CACHE:
+            raise OptionError(f"Invalid cache option: {cache}", option="cache")
+        self.writable = writable
+        self.force_share = force_share
+        self.direct, self.sync, self.no_flush = _CACHE[cache]
+        self.discard = True
+        self.blocked = False
+
+    @property
+    def cache(self) -> str:
+        """The cache mode's name, as storages take it."""
+        return _CACHE_NAMES[self.direct, self.sync, self.no_flush]
+
+    def copy(self) -> Mode:
+        """The same for a child, to be changed."""
+        new = Mode.__new__(Mode)
+        for name in self.__slots__:
+            setattr(new, name, getattr(self, name))
+        return new
+
+    def read_only(self) -> Mode:
+        """The same for a backing file."""
+        new = self.copy()
+        new.writable = new.blocked = False
+        return new
+
+    def with_options(self, location: Location) -> Mode:
+        """Take the options of access out of `location`. Raises OptionError, LocationError."""
+        new = self.copy()
+        read_only = take_bool(location, "read-only")
+        take_bool(location, "auto-read-only")
+        if read_only and new.writable:
+            new.writable = False
+            new.blocked = True
+        force_share = take_bool(location, "force-share")
+        new.force_share = new.force_share if force_share is None else force_share
+        direct = take_bool(location, "cache.direct")
+        new.direct = new.direct if direct is None else direct
+        no_flush = take_bool(location, "cache.no-flush")
+        new.no_flush = new.no_flush if no_flush is None else no_flush
+        discard = location.text("discard")
+        if discard in _DISCARD:
+            new.discard = _DISCARD[discard]  # Wrong values are told of later, as the real program does.
+        if new.force_share and (new.writable or read_only is False):
+            raise LocationError("force-share=on can only be used with read-only images")
+        return new
+
+
+class Node:
+    """One opened node.
+
+    driver       name of its format or storage.
+    storage      what it is to a node on top of it.
+    image        the opened image, None for a storage.
+    plain        the file name that alone would open the same, None where options are needed.
+    description  the node as nested JSON options.
+    guessed      its format was probed.
+    location     what is left of its options: those of backing files, and unknown ones.
+    """
+
+    __slots__ = ("description", "driver", "guessed", "image", "location", "plain", "storage")
+
+    def __init__(
+        self,
+        driver: str,
+        storage: Storage,
+        location: Location,
+        plain: str | None,
+        description: dict[str, Json],
+    ) -> None:
+        self.driver = driver
+        self.storage = storage
+        self.location = location
+        self.plain = plain
+        self.description = description
+        self.image: Image | None = None
+        self.guessed = False
+
+    @property
+    def filename(self) -> str:
+        """What the node is called: its plain name or ``json:{...}``."""
+        return self.plain if self.plain is not None else "json:" + jsonopts.dump(self.description)
+
+    def close(self) -> None:
+        """Close all that belongs to it. Never raises."""
+        (self.storage if self.image is None else self.image).close()
+
+    def check_left(self) -> None:
+        """Raise LocationError where options are left that nothing took."""
+        for name in self.location.options:
+            if self.image is None:
+                raise LocationError(f"Block protocol '{self.driver}' doesn't support the option '{name}'")
+            raise LocationError(f"Block format '{self.driver}' does not support the option '{name}'")
+
+
+class Builder:
+    """Opens nodes for one `open_disk`: the context, the gate, what the disk is for, names in use."""
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        gate: Gate = OPEN,
+        for_check: bool = False,
+        for_info: bool = False,
+        raw_shares_all: bool = False,
+        open_chain: Callable[[Builder, Location, Mode, str | None], tuple[Disk, Node]] | None = None,
+    ) -> None:
+        """`open_chain` opens a format node that serves as a child, with its backing files."""
+        self.context = context
+        self.gate = gate
+        self.for_check = for_check
+        self.for_info = for_info
+        self.raw_shares_all = raw_shares_all
+        self._open_chain = open_chain
+        self._names: set[str] = set()
+        # For `chain`: images on the way from the top to here, and how many chains that way is made of.
+        self.path: set[Identity] = set()
+        self.nesting = 0
+
+    # -- images
+
+    def image(self, location: Location, mode: Mode, *, named_by: str | None = None, top: bool = True) -> Node:
+        """Open the image at `location` (``json:`` already expanded). A protocol driver given explicitly
+        serves as an image of its own. `named_by`: the image whose header names it, None: the user did.
+
+        Raises QimgError subclasses without the image's name in front."""
+        driver = take_driver(location)
+        if driver is not None and is_protocol(driver):
+            node = self.protocol(location, mode, driver, named_by)
+            try:
+                node.image = formats.get("raw").open(
+                    node.storage, writable=mode.writable, context=self.context
+                )
+                node.image.format_name = driver
+                node.storage.lock(*self._locks(mode, raw=True, top=top))
+            except BaseException:
+                node.storage.close()
+                raise
+            return node
+        return self._format(location, mode, driver, named_by, top)
+
+    def _format(
+        self, location: Location, mode: Mode, driver: str | None, named_by: str | None, top: bool
+    ) -> Node:
+        mode = mode.with_options(location)
+        options = location.take_child("file")
+        reference(location, "file", options)
+        location.options.pop("file", None)
+        if location.filename is None and not options:
+            if driver is None:
+                raise LocationError("Must specify either driver or file")
+            raise LocationError('A block device must be specified for "file"')
+        file = self.child(Location(location.filename, options), mode, named_by)
+        try:
+            return self._format_on(file, location, mode, driver, named_by, top)
+        except BaseException:
+            file.storage.close()
+            raise
+
+    def _format_on(
+        self, file: Node, location: Location, mode: Mode, driver: str | None, named_by: str | None, top: bool
+    ) -> Node:
+        storage = file.storage
+        guessed = driver is None
+        if driver is None:
+            head = storage.read(0, min(PROBE_BYTES, storage.size))
+            driver = probe(head, file.filename)
+        storage.lock(*self._locks(mode, raw=driver == "raw", top=top))
+        format = formats.get(driver)
+        significant = significant_options(driver, location)
+        node = Node(driver, storage, location, None, describe(driver, significant, file.description))
+        if not significant:
+            node.plain = file.plain
+        node.guessed = guessed
+        if guessed and driver == "raw" and mode.writable:
+            self.context.warn(Notice(_RAW_WARNING.format(node.filename), plain=True))
+        self._finish_options(location, mode)
+        options = take_typed(location, format.open_options)
+        data = None
+        if any(option.name == _DATA_FILE for option in format.open_options):
+            data = self._given_data_file(location, mode)
+        if data is not None:
+            options[_DATA_FILE] = True
+        try:
+            node.image = image = format.open(
+                storage,
+                writable=mode.writable,
+                options=options,
+                context=self.context,
+                for_check=self.for_check,
+                for_info=self.for_info,
+            )
+            if guessed and driver == "raw" and mode.writable:
+                image.guard_first_sector(_probe_content)  # type: ignore[attr-defined]
+            self._attach(image, data, mode)
+            if mode.blocked:
+                raise LocationError("Block node is read-only")
+        except BaseException:
+            if data is not None:
+                data.storage.close()
+            raise
+        return node
+
+    def _given_data_file(self, location: Location, mode: Mode) -> Node | None:
+        """Open the external data file that the options describe, None where they do not."""
+        options = location.take_child(_DATA_FILE)
+        if not self.for_info:
+            reference(location, _DATA_FILE, options)
+        location.options.pop(_DATA_FILE, None)
+        if self.for_info or not options:
+            return None
+        return self.child(Location(None, options), mode)
+
+    def _attach(self, image: Image, data: Node | None, mode: Mode) -> None:
+        """Give the image its external data file: `data`, else what it names, which is always the name of a
+        plain file (qcow2 sheet 6)."""
+        if data is None:
+            named = image.data_file
+            if self.for_info or named is None or not named.name:
+                return
+            data = self.child(Location(None, {"filename": named.name}), mode, named_by=image.file.name)
+        try:
+            data.storage.lock(*self._locks(mode, raw=False, top=False))
+            image.attach_data_file(data.storage)
+        except BaseException:
+            data.storage.close()
+            raise
+
+    # -- storages
+
+    def child(self, location: Location, mode: Mode, named_by: str | None = None) -> Node:
+        """Open what another node stands on: a storage, or a whole image shown as one."""
+        driver = take_driver(location)
+        if driver is None or is_protocol(driver):
+            return self.protocol(location, mode, driver, named_by)
+        from qimg.graph.nested import DiskStorage
+
+        assert self._open_chain is not None
+        location.options["driver"] = driver
+        disk, top = self._open_chain(self, location, mode, named_by)
+        return Node(driver, DiskStorage(disk), Location(None), None, top.description)
+
+    def protocol(self, location: Location, mode: Mode, driver: str | None, named_by: str | None) -> Node:
+        """Open a storage. Raises QimgError subclasses."""
+        filename = location.filename
+        given = location.text("filename")
+        if filename is not None and given is not None:
+            raise LocationError("Can't specify 'file' and 'filename' options at the same time")
+        if driver is None:
+            driver = _guess_protocol(filename, given)
+        kind = storages.get(driver)
+        mode = mode.with_options(location)
+        named = not driver.startswith("null-")
+        if given is None and named:
+            location.options.pop("filename", None)
+        significant = significant_options(driver, location)
+        options: tuple[Option, ...] = kind.open_options
+        values = take_typed(location, [option for option in options if named or option.name != "filename"])
+        if filename is not None:
+            values["filename"] = filename = strip_prefix(driver, filename)
+        if named_by is not None:
+            self.gate.check(driver, str(values.get("filename", "")), named_by)
+        self._finish_options(location, mode)
+        storage: Storage = kind.from_options(
+            values, writable=mode.writable, cache=mode.cache, discard=mode.discard, context=self.context
+        )
+        try:
+            plain = None if significant else storage.name
+            node = Node(driver, storage, location, plain, describe(driver, significant, None))
+            if named:
+                node.description["filename"] = storage.name
+            node.check_left()
+            if mode.blocked:
+                raise LocationError("Block node is read-only")
+        except BaseException:
+            storage.close()
+            raise
+        return node
+
+    # -- what all nodes have
+
+    def _finish_options(self, location: Location, mode: Mode) -> None:
+        """The options of every node that say nothing about access. Raises LocationError, OptionError."""
+        name = take_text(location, "node-name")
+        if name is not None:
+            self._claim(name)
+        discard = take_text(location, "discard")
+        if discard is not None and discard not in _DISCARD:
+            raise OptionError("Invalid discard option", option="discard")
+        zeroes = take_text(location, "detect-zeroes")
+        if zeroes not in (None, "off", "on", "unmap"):
+            raise OptionError(f"invalid parameter value: {zeroes}", option="detect-zeroes")
+        if zeroes == "unmap" and (discard is None or not mode.discard):
+            message = "setting detect-zeroes to unmap is not allowed without setting"
+            message += " discard operation to unmap"
+            raise OptionError(message, option="detect-zeroes")
+
+    def _claim(self, name: str) -> None:
+        """Note the node name `name`. Raises LocationError."""
+        if not is_identifier(name):
+            raise LocationError(f"Invalid node-name: '{name}'")
+        if name in self._names:
+            raise LocationError(f"Duplicate nodes with node-name='{name}'")
+        if len(name) > _MAX_NODE_NAME:
+            raise LocationError("Node name too long")
+        self._names.add(name)
+
+    def _locks(self, mode: Mode, *, raw: bool, top: bool) -> tuple[int, int]:
+        """The lock set for the storage of an image (common sheet 11). Raw lets others do what they want
+        where the sheet says so."""
+        if mode.writable:
+            return WRITE_SHARED if raw else WRITE_EXCLUSIVE
+        shares = mode.force_share or (raw and self.raw_shares_all and (top or self.for_info))
+        if self.for_info:
+            return NO_USE if shares else NO_USE_EXCLUDING_WRITERS
+        return READ_SHARED if shares else READ_EXCLUDING_WRITERS
+
+
+def _probe_content(sector: bytes) -> str:
+    return probe(sector, "")
+
+
+def is_protocol(driver: str) -> bool:
+    """Whether `driver` names a storage, False: a format. Raises OptionError (``Unknown driver 'x'``)."""
+    if driver in formats.FORMATS:
+        return False
+    if driver in storages.STORAGES:
+        return True
+    raise OptionError(f"Unknown driver '{driver}'", option="driver")
+
+
+def _guess_protocol(filename: str | None, given: str | None) -> str:
+    if filename is not None:
+        return find_protocol(filename)
+    if given is None:
+        raise LocationError("Must specify either driver or file")
+    from qimg.storage.posix import node_driver
+
+    return node_driver(given)
+
+
+# -- options
+
+
+def take_driver(location: Location) -> str | None:
+    """Remove ``driver``; what is not a string counts as absent."""
+    driver = location.text("driver")
+    location.options.pop("driver", None)
+    return None if driver is None else ALIASES.get(driver, driver)
+
+
+def value_text(value: Json) -> str | None:
+    """An option value as text, None for null."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int | float):
+        return jsonopts.plain(value)
+    raise TypeError("objects and lists are no option values")
+
+
+def take_text(location: Location, name: str) -> str | None:
+    """Remove option `name` and return its text; objects and lists are left where they are."""
+    value = location.options.get(name)
+    if isinstance(value, dict | list):
+        return None
+    location.options.pop(name, None)
+    return value_text(value)
+
+
+def take_bool(location: Location, name: str) -> bool | None:
+    """Remove option `name` and return its value, None where it is not given. Raises OptionError."""
+    text = take_text(location, name)
+    return None if text is None else parse_bool(name, text)
+
+
+def take_typed(location: Location, options: Iterable[Option]) -> dict[str, Value]:
+    """Remove those of `options` that are given and return their typed values. Raises OptionError.
+
+    The data file is a node of its own and stays."""
+    values: dict[str, Value] = {}
+    for option in options:
+        if option.name == _DATA_FILE:
+            continue
+        text = take_text(location, option.name)
+        if text is not None:
+            values[option.name] = option.parse(text)
+    return values
+
+
+# -- names
+
+
+def significant_options(driver: str, location: Location) -> dict[str, Json]:
+    """Options given to the node without which it would show something else."""
+    names = _SIGNIFICANT.get(driver, ())
+    return {
+        name: value
+        for name, value in location.options.items()
+        if name in names or (driver == "qcow2" and name.startswith("encrypt."))
+    }
+
+
+def describe(driver: str, significant: dict[str, Json], file: dict[str, Json] | None) -> dict[str, Json]:
+    """The node as nested options."""
+    description: dict[str, Json] = {**significant, "driver": driver}
+    if "size" in description:
+        description["size"] = description.pop("size")
+    if file is not None:
+        description["file"] = file
+    return description

@@ -1,0 +1,226 @@
+"""Opening: from what the user typed to a `Disk`, and from a target's name to an empty storage."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from qimg.errors import (
+    GateError,
+    LocationError,
+    NotSupported,
+    OpenError,
+    OptionError,
+    QimgError,
+    StorageError,
+)
+from qimg.graph.chain import open_chain
+from qimg.graph.gate import OPEN
+from qimg.graph.location import (
+    Location,
+    find_protocol,
+    parse_option_string,
+    resolve_relative,
+    strip_prefix,
+)
+from qimg.graph.nodes import (
+    CREATE,
+    NO_USE,
+    NO_USE_EXCLUDING_WRITERS,
+    READ_EXCLUDING_WRITERS,
+    READ_SHARED,
+    WRITE_EXCLUSIVE,
+    WRITE_SHARED,
+    Builder,
+    Mode,
+    value_text,
+)
+from qimg.options import parse_bool
+from qimg.storage import registry as storages
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qimg.context import Context
+    from qimg.formats.base import Reference
+    from qimg.graph.disk import Disk
+    from qimg.graph.gate import Gate
+    from qimg.graph.nodes import Node
+    from qimg.options import Option, Value
+    from qimg.storage.base import Storage
+
+__all__ = [
+    "CREATE",
+    "NO_USE",
+    "NO_USE_EXCLUDING_WRITERS",
+    "READ_EXCLUDING_WRITERS",
+    "READ_SHARED",
+    "WRITE_EXCLUSIVE",
+    "WRITE_SHARED",
+    "ImageSpec",
+    "Target",
+    "backing_location",
+    "open_disk",
+    "resolve_relative",
+    "target",
+]
+
+
+class ImageSpec:
+    """One image operand as the user gave it.
+
+    text        a file name, ``protocol:...``, ``json:{...}``, or an option string when `image_opts`.
+    format      forces the format of the top image (``-f``); None: what the description says, else probed.
+    cache       none, off, writeback, writethrough, directsync, unsafe.
+    force_share ``-U``.
+    """
+
+    __slots__ = ("cache", "force_share", "format", "image_opts", "text")
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        format: str | None = None,
+        image_opts: bool = False,
+        cache: str = "writeback",
+        force_share: bool = False,
+    ) -> None:
+        self.text = text
+        self.format = format
+        self.image_opts = image_opts
+        self.cache = cache
+        self.force_share = force_share
+
+
+def open_disk(
+    spec: ImageSpec,
+    *,
+    context: Context,
+    writable: bool = False,
+    backing: bool = True,
+    for_check: bool = False,
+    for_info: bool = False,
+    raw_shares_all: bool = False,
+    gate: Gate = OPEN,
+) -> Disk:
+    """Open an image and, with `backing`, everything below it, each implicit open through the gate.
+
+    Read-only unless `writable` (which applies to the top image only). Locks as the common sheet says
+    (section 11); `raw_shares_all`: a top image of raw format takes no "not shared" bytes (info, measure, dd).
+    Raises OpenError (whose text is the whole message of the real program), OptionError, LocationError,
+    GateError (not wrapped).
+    """
+    location = _operand(spec, context)
+    builder = Builder(
+        context,
+        gate=gate,
+        for_check=for_check,
+        for_info=for_info,
+        raw_shares_all=raw_shares_all,
+        open_chain=_open_child,
+    )
+    try:
+        mode = Mode(writable=writable, force_share=spec.force_share, cache=spec.cache)
+        return open_chain(builder, location, mode, backing=backing)[0]
+    except GateError:
+        raise
+    except QimgError as error:
+        raise OpenError(spec.text, error) from error
+
+
+def _open_child(builder: Builder, location: Location, mode: Mode, named_by: str | None) -> tuple[Disk, Node]:
+    """A format node below another one. Its data is what counts, so its chain belongs to it, even for info."""
+    for_info, builder.for_info = builder.for_info, False
+    try:
+        return open_chain(builder, location, mode, named_by=named_by)
+    finally:
+        builder.for_info = for_info
+
+
+def _operand(spec: ImageSpec, context: Context) -> Location:
+    """The location that the user gave. Raises OptionError for what no file name would go in front of."""
+    if not spec.image_opts:
+        location = Location(spec.text)
+    else:
+        location = Location(None, parse_option_string(spec.text, context.warn))
+        if spec.force_share and "force-share" in location.options:
+            _check_share(value_text(location.options["force-share"]))
+    if spec.format is not None:
+        location.options["driver"] = spec.format
+    if spec.force_share:
+        # Wins over what a json: name says.
+        location.options["force-share"] = True
+    return location
+
+
+def _check_share(text: str | None) -> None:
+    try:
+        if text is not None and parse_bool("force-share", text):
+            return
+    except OptionError:
+        pass
+    raise OptionError("--force-share/-U conflicts with image options", option="force-share")
+
+
+class Target:
+    """Where a new image will be: a parsed name whose protocol can create, nothing opened yet.
+
+    name     as the user typed it.
+    options  creation options of the protocol (for ``file``: extent_size_hint, nocow, preallocation, size).
+    """
+
+    def __init__(self, name: str, driver: str, filename: str) -> None:
+        """`filename` is what the storage `driver` calls the place. Use `target`."""
+        self.name = name
+        self._kind = storages.get(driver)
+        self._filename = filename
+        self._made = False
+        if not getattr(self._kind, "can_create", False):
+            raise NotSupported(f"Protocol driver '{driver}' does not support image creation")
+        self.options: tuple[Option, ...] = self._kind.create_options
+
+    def create(self, values: dict[str, Value], context: Context, *, cache: str = "writeback") -> Storage:
+        """Open for writing, creating it if need be, lock it, and only then cut it to length 0 (a block
+        device keeps its length). `values`: typed protocol options (``nocow``, ``extent_size_hint``).
+
+        Raises LockError, StorageError with the words of create's stage 2 errors."""
+        filename = self._filename
+        if not filename:
+            raise StorageError(f"Could not create '': {os.strerror(errno.ENOENT)}", errno=errno.ENOENT)
+        existed = os.path.lexists(filename)
+        storage: Storage = self._kind.from_options(
+            {"filename": filename}, writable=True, create=True, cache=cache, context=context
+        )
+        self._made = not existed and storage.driver == "file"
+        try:
+            storage.lock(*CREATE)
+            storage.start_new(values, context)
+        except BaseException:
+            storage.close()
+            raise
+        return storage
+
+    def remove_if_new(self) -> None:
+        """Delete the file if `create` made it (not one that existed before). Never raises."""
+        if not self._made:
+            return
+        try:
+            os.unlink(self._filename)
+        except OSError:
+            pass  # The failure that made it unwanted is the one to tell.
+
+
+def target(name: str, *, context: Context) -> Target:  # noqa: ARG001
+    """Parse the name of a new image. No I/O beyond looking at the node's kind.
+
+    Raises LocationError (``Unknown protocol 'x'``), NotSupported (protocol cannot create)."""
+    driver = find_protocol(name)
+    return Target(name, driver, strip_prefix(driver, name))
+
+
+def backing_location(filename: str, backing: Reference) -> str | None:
+    """What ``full-backing-filename`` shows for an image displayed as `filename`; None: cannot be told."""
+    try:
+        return resolve_relative(filename, backing.name)
+    except LocationError:
+        return None
