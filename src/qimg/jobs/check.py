@@ -1,0 +1,46 @@
+"""check: the consistency of one image."""
+
+from __future__ import annotations
+
+from qimg.errors import NotSupported, QimgError, StorageError
+from qimg.graph.open import open_disk
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qimg.context import Context
+    from qimg.formats.base import CheckResult
+    from qimg.graph.open import ImageSpec
+
+
+class CheckFailed(QimgError):
+    """The check could not be carried out to its end."""
+
+
+class CheckOutcome:
+    """`result` of checking the image `filename` of `format`."""
+
+    __slots__ = ("filename", "format", "result")
+
+    def __init__(self, filename: str, format: str, result: CheckResult) -> None:
+        self.filename = filename
+        self.format = format
+        self.result = result
+
+
+def check(spec: ImageSpec, *, report: Callable[[str], None], context: Context) -> CheckOutcome:
+    """Check without changing anything; each finding goes to `report` as one line.
+
+    The whole chain is opened, only the top image is checked. Raises NotSupported where the format has no
+    check, CheckFailed where it cannot be finished, OpenError."""
+    with open_disk(spec, context=context, for_check=True) as disk:
+        try:
+            result = disk.top.check(report)
+        except NotSupported:
+            raise
+        except StorageError as error:
+            raise CheckFailed(f"Check failed: {error.reason}") from error
+        except QimgError as error:
+            raise CheckFailed(f"Check failed: {error}") from error
+        return CheckOutcome(disk.filename, disk.top.format_name, result)

@@ -1,0 +1,254 @@
+"""The copy engine's motor: items through workers, with an order where the work asks for one.
+
+The only place (besides network clients) that starts threads. `run` hands out items one by one; each worker
+calls ``work(item, turn)``. What must happen in item order (giving out host space) goes between
+``turn.take()`` and ``turn.done()``. The first error stops all workers and is the one that is raised.
+"""
+
+from __future__ import annotations
+
+import os
+
+from qimg.errors import Cancelled
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator
+    from typing import Protocol
+
+    from qimg.jobs.progress import Progress
+
+    class Turn(Protocol):
+        """An item's place in the order."""
+
+        def take(self) -> None:
+            """Wait until every earlier item is done with its turn; nobody else has one until `done`."""
+
+        def done(self) -> None:
+            """Let the next item take its turn. Called for the item if it forgets."""
+
+
+#: How often a waiting job looks at `cancelled`, in seconds.
+_POLL = 0.1
+#: Worker threads need little stack: what they call is not deep, and address space may be limited.
+_STACK = 512 << 10
+
+
+class _Stopped(Exception):
+    """Another worker failed; leave quietly."""
+
+
+class _InlineTurn:
+    """The turn of work that runs alone."""
+
+    def take(self) -> None:
+        """Always at once."""
+
+    def done(self) -> None:
+        """Nobody waits."""
+
+
+class Meter:
+    """Where a run reports: progress, cancellation, and the bytes done so far."""
+
+    def __init__(
+        self,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        total: int = 0,
+    ) -> None:
+        self.progress = progress
+        self.cancelled = cancelled
+        self.total = total
+        self.done = 0
+
+    def tick(self) -> None:
+        """Report, and raise Cancelled if the caller wants so. Called in the caller's thread only."""
+        if self.progress is not None:
+            self.progress.update(min(self.done, self.total), self.total)
+        if self.cancelled is not None and self.cancelled():
+            raise Cancelled
+
+
+def default_workers() -> int:
+    """Threads that keep the processors of this machine busy with work that releases the GIL."""
+    return min(16, len(os.sched_getaffinity(0)) + 1)
+
+
+def run(
+    items: Iterator[object],
+    work: Callable[..., int],
+    *,
+    workers: int,
+    meter: Meter,
+) -> None:
+    """Call ``work(item, turn)`` for every item, up to `workers` at once; it returns the bytes done.
+
+    The last item starts only when all others are finished, so that a file whose end it writes is not
+    long enough before everything else is there. Raises the first error, or Cancelled.
+    """
+    if workers <= 1:
+        turn = _InlineTurn()
+        for item in items:
+            meter.done += work(item, turn)
+            meter.tick()
+        return
+    _Run(items, work, meter).execute(workers)
+
+
+def lock_and_local() -> tuple[threading.Lock, threading.local]:
+    """A lock, and a place for what each worker keeps to itself."""
+    import threading
+
+    return threading.Lock(), threading.local()
+
+
+class _WorkerTurn:
+    """The turn of item number `index` of a `_Run`."""
+
+    __slots__ = ("_index", "_run", "_taken")
+
+    def __init__(self, run: _Run, index: int) -> None:
+        self._run = run
+        self._index = index
+        self._taken = False
+
+    def take(self) -> None:
+        """Wait for it."""
+        if not self._taken:
+            self._run.wait_turn(self._index)
+            self._taken = True
+
+    def done(self) -> None:
+        """Pass it on."""
+        self._run.pass_turn(self._index)
+
+
+class _Run:
+    """State shared by the workers of one `run`; everything below is guarded by `_changed`."""
+
+    def __init__(self, items: Iterator[object], work: Callable[..., int], meter: Meter) -> None:
+        import threading
+
+        self._threading = threading
+        self._changed = threading.Condition()
+        self._work = work
+        self._meter = meter
+        self._items = items
+        self._ahead: list[object] = []
+        self._exhausted = False
+        self._started = 0
+        self._finished = 0
+        self._turn = 0
+        self._passed: set[int] = set()
+        self._active = 0
+        self._error: BaseException | None = None
+
+    def execute(self, workers: int) -> None:
+        """Start the workers, report until they are done, raise what they raised."""
+        previous = self._threading.stack_size(_STACK)
+        threads: list[threading.Thread] = []
+        try:
+            for number in range(workers):
+                thread = self._threading.Thread(target=self._worker, name=f"qimg-{number}", daemon=True)
+                self._active += 1
+                try:
+                    thread.start()
+                except RuntimeError:  # no room for another thread: go on with those that run
+                    self._active -= 1
+                    break
+                threads.append(thread)
+        finally:
+            self._threading.stack_size(previous)
+        if not threads:
+            self._active += 1
+            self._worker()
+        try:
+            self._watch()
+        except BaseException as error:
+            self._fail(error)
+        for thread in threads:
+            thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _watch(self) -> None:
+        shown = -1
+        while True:
+            with self._changed:
+                if self._active and self._meter.done == shown:
+                    self._changed.wait(_POLL)
+                finished = not self._active
+            shown = self._meter.done
+            if self._error is None:
+                self._meter.tick()
+            if finished:
+                return
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            if self._error is None and not isinstance(error, _Stopped):
+                self._error = error
+            self._exhausted = True
+            self._changed.notify_all()
+
+    def _worker(self) -> None:
+        try:
+            while (fetched := self._fetch()) is not None:
+                index, item = fetched
+                done = self._work(item, _WorkerTurn(self, index))
+                with self._changed:
+                    self._pass(index)
+                    self._finished += 1
+                    self._meter.done += done
+                    self._changed.notify_all()
+        except BaseException as error:
+            self._fail(error)
+        with self._changed:
+            self._active -= 1
+            self._changed.notify_all()
+
+    def _fetch(self) -> tuple[int, object] | None:
+        """The next item with its number; None at the end or after an error."""
+        with self._changed:
+            if self._exhausted and not self._ahead:
+                return None
+            while not self._exhausted and len(self._ahead) < 2:
+                try:
+                    self._ahead.append(next(self._items))
+                except StopIteration:
+                    self._exhausted = True
+            if self._error is not None or not self._ahead:
+                return None
+            item = self._ahead.pop(0)
+            index = self._started
+            self._started += 1
+            last = self._exhausted and not self._ahead
+            while last and self._finished < index and self._error is None:
+                self._changed.wait()
+            return None if self._error is not None else (index, item)
+
+    def wait_turn(self, index: int) -> None:
+        """Block until all items before `index` have passed their turn."""
+        with self._changed:
+            while self._turn != index:
+                if self._error is not None:
+                    raise _Stopped
+                self._changed.wait()
+            if self._error is not None:
+                raise _Stopped
+
+    def pass_turn(self, index: int) -> None:
+        """The turn of `index` is over."""
+        with self._changed:
+            self._pass(index)
+            self._changed.notify_all()
+
+    def _pass(self, index: int) -> None:
+        if index < self._turn:
+            return
+        self._passed.add(index)
+        while self._turn in self._passed:
+            self._passed.discard(self._turn)
+            self._turn += 1

@@ -1,0 +1,79 @@
+"""info: what an image says of itself, and what it occupies."""
+
+from __future__ import annotations
+
+from qimg.graph.open import ImageSpec, backing_location, open_disk
+from qimg.units import SECTOR, round_up
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qimg.context import Context
+    from qimg.formats.base import Image, SnapshotInfo
+    from qimg.graph.disk import Layer
+    from qimg.storage.base import Storage
+
+
+class ImageInfo:
+    """One image, or one protocol node below it (`is_protocol`). Sizes in bytes, None: unknown or absent.
+
+    `format_specific` has the JSON keys in their order; `children` are (name, info)."""
+
+    def __init__(self, filename: str, format: str, virtual_size: int) -> None:
+        self.filename = filename
+        self.format = format
+        self.virtual_size = virtual_size
+        self.actual_size: int | None = None
+        self.cluster_size: int | None = None
+        self.encrypted = False
+        self.dirty: bool | None = None
+        self.backing_filename: str | None = None
+        self.full_backing_filename: str | None = None
+        self.backing_format: str | None = None
+        self.snapshots: list[SnapshotInfo] = []
+        self.format_specific: dict[str, object] | None = None
+        self.children: list[tuple[str, ImageInfo]] = []
+        self.is_protocol = False
+
+
+def info(spec: ImageSpec, *, backing_chain: bool = False, context: Context) -> list[ImageInfo]:
+    """The image, or with `backing_chain` every image of its chain from the top.
+
+    Needs no keys, and without `backing_chain` no backing file. Raises OpenError."""
+    with open_disk(
+        spec, context=context, backing=backing_chain, for_info=True, raw_shares_all=True
+    ) as disk:
+        return [describe(layer) for layer in disk.layers]
+
+
+def describe(layer: Layer) -> ImageInfo:
+    """What `info` tells of one opened image."""
+    image = layer.image
+    found = ImageInfo(layer.filename, image.format_name, image.size)
+    found.actual_size = image.file.allocated_bytes()
+    found.cluster_size = image.cluster_size
+    found.encrypted = image.encrypted
+    found.dirty = image.dirty
+    if image.backing is not None:
+        found.backing_filename = image.backing.name
+        found.backing_format = image.backing.format
+        found.full_backing_filename = backing_location(layer.filename, image.backing)
+    found.snapshots = image.snapshots()
+    found.format_specific = image.format_specific()
+    if not _is_protocol(image):
+        found.children.append(("file", describe_storage(image.file)))
+    return found
+
+
+def _is_protocol(image: Image) -> bool:
+    return image.format_name == image.file.driver
+
+
+def describe_storage(storage: Storage) -> ImageInfo:
+    """What `info` tells of a protocol node."""
+    found = ImageInfo(storage.name, storage.driver, round_up(storage.size, SECTOR))
+    found.is_protocol = True
+    found.actual_size = storage.allocated_bytes()
+    found.dirty = False
+    if storage.driver == "file":
+        found.format_specific = {}
+    return found

@@ -1,0 +1,92 @@
+"""map: which guest range lies where."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+from qimg.extent import COMPRESSED, is_data, is_present, is_zero
+from qimg.graph.open import open_disk
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import NamedTuple
+
+    from qimg.context import Context
+    from qimg.extent import Extent
+    from qimg.graph.disk import Disk
+    from qimg.graph.open import ImageSpec
+
+if TYPE_CHECKING:
+
+    class MapEntry(NamedTuple):
+        """One row of the map; `offset` in the file `filename`, both None where nothing lies verbatim."""
+
+        start: int
+        length: int
+        depth: int
+        present: bool
+        zero: bool
+        data: bool
+        compressed: bool
+        offset: int | None
+        filename: str | None
+
+else:
+    MapEntry = namedtuple(
+        "MapEntry",
+        ("start", "length", "depth", "present", "zero", "data", "compressed", "offset", "filename"),
+    )
+
+
+def _entry(extent: Extent) -> MapEntry:
+    return MapEntry(
+        extent.start,
+        extent.length,
+        extent.depth,
+        is_present(extent),
+        is_zero(extent),
+        is_data(extent),
+        bool(extent.flags & COMPRESSED),
+        extent.host,
+        None if extent.source is None else extent.source.name,
+    )
+
+
+def disk_map(disk: Disk, start: int = 0, length: int | None = None) -> Iterator[MapEntry]:
+    """The map of ``start .. start + length`` (clipped to the disk), neighbours of one kind joined."""
+    end = disk.size if length is None else min(disk.size, start + length)
+    if start >= end:
+        yield MapEntry(start, 0, 0, False, False, False, False, None, None)
+        return
+    last: MapEntry | None = None
+    for window in disk.windows(start, end - start):
+        for extent in window:
+            entry = _entry(extent)
+            if last is None:
+                last = entry
+            elif _joins(last, entry):
+                last = last._replace(length=last.length + entry.length)
+            else:
+                yield last
+                last = entry
+    assert last is not None
+    yield last
+
+
+def _joins(last: MapEntry, entry: MapEntry) -> bool:
+    if last[2:7] != entry[2:7] or last.filename != entry.filename:
+        return False
+    if last.offset is None or entry.offset is None:
+        return last.offset is entry.offset
+    return last.offset + last.length == entry.offset
+
+
+def map_extents(
+    spec: ImageSpec, *, start: int = 0, length: int | None = None, context: Context
+) -> Iterator[MapEntry]:
+    """The map of the image and its chain; opened at the first entry, closed after the last.
+
+    Raises OpenError and what reading the tables raises."""
+    with open_disk(spec, context=context) as disk:
+        yield from disk_map(disk, start, length)

@@ -1,0 +1,106 @@
+"""What to do with each range of the source: pure functions from extents to rows to chunks."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+from qimg.extent import HOLE, ZERO, clip
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import NamedTuple
+
+    from qimg.extent import Extent
+
+#: Actions of a row. What a plan leaves out is skipped: the target already reads right there.
+COPY = 0  # move the bytes
+CLEAR = 1  # make the range read as zeros
+
+if TYPE_CHECKING:
+
+    class Row(NamedTuple):
+        """`action` for guest bytes ``start .. start + length``; `extent` describes exactly this range."""
+
+        start: int
+        length: int
+        action: int
+        extent: Extent
+
+    class Chunk(NamedTuple):
+        """Guest bytes ``start .. start + length`` handled in one go, and the rows inside, ascending."""
+
+        start: int
+        length: int
+        rows: list[Row]
+
+else:
+    Row = namedtuple("Row", ("start", "length", "action", "extent"))
+    Chunk = namedtuple("Chunk", ("start", "length", "rows"))
+
+
+class Policy:
+    """How the target wants the source's ranges treated.
+
+    everything  copy zeros too, as data (``-S 0``).
+    top_only    only what the source's top image decides; the rest shows through the new backing file.
+    clear       zeros must be made, not assumed: the target may hold something else there.
+    """
+
+    __slots__ = ("clear", "everything", "top_only")
+
+    def __init__(self, *, everything: bool = False, top_only: bool = False, clear: bool = False) -> None:
+        self.everything = everything
+        self.top_only = top_only
+        self.clear = clear
+
+
+def plan_copy(extents: Iterable[Extent], policy: Policy) -> Iterator[Row]:
+    """Rows for `extents`, ascending; skipped ranges are left out."""
+    for extent in extents:
+        if policy.top_only and (extent.depth > 0 or extent.flags & HOLE):
+            continue
+        if policy.everything or not extent.flags & ZERO:
+            yield Row(extent.start, extent.length, COPY, extent)
+        elif policy.clear:
+            yield Row(extent.start, extent.length, CLEAR, extent)
+
+
+def _cut(row: Row, start: int, end: int) -> Row:
+    """The part of `row` inside ``start .. end``."""
+    if start <= row.start and row.start + row.length <= end:
+        return row
+    extent = next(clip((row.extent,), start, end - start))
+    return Row(extent.start, extent.length, row.action, extent)
+
+
+def chunks(
+    rows: Iterable[Row], chunk_size: int, size: int, *, long_clear: bool = True
+) -> Iterator[Chunk]:
+    """Group ascending `rows` into chunks aligned to `chunk_size`, none beyond `size`.
+
+    A chunk without rows is left out. With `long_clear` a long range to clear becomes one chunk of many
+    times `chunk_size`.
+    """
+    current: list[Row] = []
+    base = 0
+    for row in rows:
+        start = row.start
+        end = row.start + row.length
+        while start < end:
+            home = start - start % chunk_size
+            if current and home != base:
+                yield Chunk(base, min(chunk_size, size - base), current)
+                current = []
+            if long_clear and row.action == CLEAR and not current and start == home:
+                whole = end if end == size else end - end % chunk_size
+                if whole > start:
+                    yield Chunk(start, whole - start, [_cut(row, start, whole)])
+                    start = whole
+                    continue
+            stop = min(end, home + chunk_size)
+            base = home
+            current.append(_cut(row, start, stop))
+            start = stop
+    if current:
+        yield Chunk(base, min(chunk_size, size - base), current)
