@@ -1,0 +1,180 @@
+"""The usage text. Scripts read its first lines, ``Command syntax:`` and ``Supported formats:``."""
+
+from __future__ import annotations
+
+from qimg.cli.main import COMMANDS, version_text
+from qimg.formats import registry as formats
+from qimg.storage import registry as storages
+
+SYNTAX = {
+    "check": (
+        "[--object objectdef] [--image-opts] [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] "
+        "[-U] filename [filename2 [...]]"
+    ),
+    "compare": (
+        "[--object objectdef] [--image-opts] [-f fmt] [-F fmt] [-T src_cache] [-p] [-q] [-s] [-U] filename1 "
+        "filename2"
+    ),
+    "convert": (
+        "[--object objectdef] [--image-opts] [--target-image-opts] [--target-is-zero] [--bitmaps "
+        "[--skip-broken-bitmaps]] [-U] [-C] [-c] [-p] [-q] [-n] [-f fmt] [-t cache] [-T src_cache] "
+        "[-O output_fmt] [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] "
+        "[-S sparse_size] [-r rate_limit] [-m num_coroutines] [-W] [--salvage] filename [filename2 [...]] "
+        "output_filename"
+    ),
+    "create": (
+        "[--object objectdef] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename "
+        "[size]"
+    ),
+    "info": (
+        "[--object objectdef] [--image-opts] [-f fmt] [--output=ofmt] [--backing-chain] [-U] filename "
+        "[filename2 [...]]"
+    ),
+    "map": (
+        "[--object objectdef] [--image-opts] [-f fmt] [--start-offset=offset] [--max-length=len] "
+        "[--output=ofmt] [-U] filename [filename2 [...]]"
+    ),
+    "measure": (
+        "[--output=ofmt] [-O output_fmt] [-o options] [--size N | [--object objectdef] [--image-opts] "
+        "[-f fmt] [-l snapshot_param] filename]"
+    ),
+}
+
+SUMMARIES = {
+    "check": "look for corruptions and leaks inside an image",
+    "compare": "tell whether two images hold the same data",
+    "convert": "copy images into a new image, or into one that exists",
+    "create": "make a new, empty image",
+    "info": "describe an image",
+    "map": "list which part of an image's data lies where",
+    "measure": "predict the size of a new image file",
+}
+
+#: What the options of one command mean: (option, sentence lines).
+OPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
+    "check": (
+        ("-f fmt, --format", "format of the image; found out if not given"),
+        ("-q", "print nothing but findings and errors"),
+        ("-r leaks|all, --repair", "repair what can be repaired (not supported yet)"),
+        ("-T src_cache", "cache mode of the image"),
+        ("-U, --force-share", "go ahead while another process writes to the image"),
+        ("--output", "human (default) or json"),
+        ("exit code", "0 clean, 1 check failed, 2 corruptions, 3 leaks only, 63 no check for this format"),
+    ),
+    "compare": (
+        ("-f fmt, -F fmt", "formats of the first and the second image"),
+        ("-p", "show progress"),
+        ("-q", "print no verdict; the exit code tells it"),
+        ("-s", "strict: sizes and allocation have to be equal as well"),
+        ("-T src_cache", "cache mode of both images"),
+        ("-U, --force-share", "go ahead while another process writes to an image"),
+        ("exit code", "0 equal, 1 different, 2 cannot open, 3 no allocation data, 4 cannot read"),
+    ),
+    "convert": (
+        ("-f fmt", "format of the source images; found out if not given"),
+        ("-O output_fmt", "format of the new image; raw if not given"),
+        ("-o options", "creation options of the new image; '-o help' lists them"),
+        ("-c", "compress the data of the new image"),
+        ("-n", "do not create: write into an image that exists and is large enough"),
+        ("-B file, -F fmt", "backing file of the new image, and its format"),
+        (
+            "-l snapshot_param",
+            "copy an internal snapshot: its id or name, or snapshot.id=ID,snapshot.name=NAME",
+        ),
+        ("-s snapshot", "older spelling of -l"),
+        ("-S sparse_size", "blocks of zeros of this size become holes (default 4k); 0 writes everything"),
+        ("-m num_coroutines", "requests in flight, 1 to 16 (default 8)"),
+        ("-W", "write in any order"),
+        ("-C", "let the kernel copy where it can"),
+        ("-r rate_limit", "bytes a second at most"),
+        ("-t cache, -T src_cache", "cache modes of the new image and of the sources"),
+        ("--salvage", "replace unreadable sectors by zeros and go on"),
+        ("--target-is-zero", "with -n: trust that the target reads as zeros"),
+        ("--bitmaps", "copy the persistent bitmaps of the source's top image"),
+        ("--skip-broken-bitmaps", "leave out bitmaps that are inconsistent"),
+        ("--target-image-opts", "with -n: the target is an option string"),
+        ("-p, -q", "show progress; be quiet"),
+        ("-U, --force-share", "go ahead while another process writes to a source"),
+    ),
+    "create": (
+        ("-f fmt", "format of the image; raw if not given"),
+        ("-b file, -F fmt", "backing file and its format"),
+        ("-u", "do not open the backing file, which may be missing; a size is needed then"),
+        ("-o options", "creation options; '-o help' lists them"),
+        ("-q", "do not say what is created"),
+    ),
+    "info": (
+        ("-f fmt, --format", "format of the image; found out if not given"),
+        ("--backing-chain", "describe the backing files too"),
+        ("--output", "human (default) or json"),
+        ("-U, --force-share", "go ahead while another process writes to the image"),
+    ),
+    "map": (
+        ("-f fmt, --format", "format of the image; found out if not given"),
+        ("-s, --start-offset", "where to begin, in bytes"),
+        ("-l, --max-length", "how much to list, in bytes"),
+        ("--output", "human (default) or json; only json lists everything"),
+        ("-U, --force-share", "go ahead while another process writes to the image"),
+    ),
+    "measure": (
+        ("-O output_fmt", "format of the new image; raw if not given"),
+        ("-o options", "creation options of the new image"),
+        ("--size N", "size of the new image in bytes, instead of a source image"),
+        ("-f fmt", "format of the source image; found out if not given"),
+        ("-l snapshot_param", "measure an internal snapshot of the source image"),
+        ("--output", "human (default) or json"),
+    ),
+}
+
+_GLOBAL = """\
+    '-h', '--help'       show this text
+    '-V', '--version'    show the version
+    '-T', '--trace'      [[enable=]<pattern>][,events=<file>][,file=<file>]
+                         report events while working; '-T help' lists them
+"""
+
+_PARAMETERS = """\
+Command parameters:
+  'filename' is the name of an image: a file, PROTOCOL:..., json:{...}, or with
+    --image-opts a list of key=value pairs
+  'objectdef' describes a helper object such as a secret: TYPE,id=ID,key=value...;
+    '--object help' lists the types
+  'fmt' is the format of an image. Left out, it is found out from the image
+  'cache' is the cache mode of what is written: none, writeback (the default but
+    for convert), writethrough, directsync, unsafe (the default of convert)
+  'src_cache' is the cache mode of what is read, one of the same words
+  'size' is a size in bytes; a suffix k, M, G, T, P or E multiplies it by a power
+    of 1024
+  'options' is a list of key=value pairs, separated by commas; '-o help' shows
+    what a format knows
+  'snapshot_param' names an internal snapshot by its id or its name, or as
+    'snapshot.id=[ID],snapshot.name=[NAME]'
+  '-h' after a command shows the options of that command as well
+  '-p' shows progress, '-q' leaves out everything but errors
+  '--output' chooses between 'human' and 'json'
+"""
+
+
+def usage(name: str, command: str | None) -> str:
+    """The whole text for the program called `name`; with `command`, that one's options come first."""
+    coming = [known for known, place in COMMANDS.items() if place is None]
+    syntax = "".join(f"  {known} {SYNTAX[known]}\n" for known, place in COMMANDS.items() if place)
+    return (
+        f"{version_text(name)}"
+        f"usage: {name} [standard options] command [command options]\n"
+        "Disk images: create, convert, check and explain them\n\n"
+        f"{_command(command)}"
+        f"{_GLOBAL}\n"
+        f"Command syntax:\n{syntax}\n"
+        f"Not supported yet: {' '.join(coming)}\n\n"
+        f"{_PARAMETERS}\n"
+        f"Supported formats: {' '.join(sorted({*formats.supported(), *storages.supported()}))}\n\n"
+        "See docs/ of the project for the manual, differences from qemu-img, and how to report a bug.\n"
+    )
+
+
+def _command(command: str | None) -> str:
+    if command not in OPTIONS:
+        return ""
+    rows = "".join(f"    {option:<24} {text}\n" for option, text in OPTIONS[command])
+    return f"{command}: {SUMMARIES[command]}\n{rows}\n"
