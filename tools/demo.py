@@ -19,7 +19,7 @@ import realdisk
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = 1 << 30
-CONTENT = 400 << 20
+CONTENT = 300 << 20
 SHOWN = 6
 
 
@@ -71,13 +71,13 @@ def run(demo: Demo, image: str | None) -> None:
     """All steps."""
     work = demo.work
     if image is None:
+        print("Building a disk from files of this machine ...", flush=True)
         start = time.perf_counter()
         image = "disk.raw"
         made = realdisk.build(work / image, SIZE, CONTENT)
-        print(
-            f"Built {image}: {made} of {SIZE >> 20} MiB, {allocated(work / image):.0f} MiB of it in use, from"
-        )
-        print(f"files of this machine ({time.perf_counter() - start:.2f} s).")
+        seconds = time.perf_counter() - start
+        used = f"{allocated(work / image):.0f} MiB in use"
+        print(f"{image}: {made} of {SIZE >> 20} MiB, {used} ({seconds:.2f} s)")
     demo.step("info", image)
     demo.step("convert", "-c", "-O", "qcow2", image, "disk.qcow2")
     demo.step("info", "disk.qcow2")

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     CancelFunction = Callable[[], bool]
 
 
-def _spec(where: Where, format: str | None = None, *, cache: str = "writeback", share: bool = False) -> ImageSpec:
+def _spec(
+    where: Where, format: str | None = None, *, cache: str = "writeback", share: bool = False
+) -> ImageSpec:
     return ImageSpec(os.fspath(where), format=format, cache=cache, force_share=share)
 
 

@@ -27,9 +27,8 @@ many threads at once (the libraries release the interpreter lock).
 
 from __future__ import annotations
 
-from collections import namedtuple
-
 from qimg.errors import QimgError
+from qimg.records import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ if TYPE_CHECKING:
         decompress: Callable[[Bytes, int], bytes]
 
 else:
-    Codec = namedtuple("Codec", ("compress", "decompress"))
+    Codec = record("Codec", ("compress", "decompress"))
 
 _loaded: dict[str, Codec] = {}
 

@@ -31,7 +31,7 @@ compute them.
 
 from __future__ import annotations
 
-from collections import namedtuple
+from qimg.records import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ if TYPE_CHECKING:
         source: Storage | None = None
 
 else:
-    Extent = namedtuple(
-        "Extent", ("start", "length", "flags", "depth", "host", "source"), defaults=(0, None, None)
+    Extent = record(
+        "Extent", ("start", "length", "flags", "depth", "host", "source"), (0, None, None)
     )
 
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+
+from qimg.formats.qcow2 import alloc, refcounts, tables
+from qimg.storage.base import Filter, Storage
 
 from support import fresh
 from support.build import assert_real_check_clean, assert_real_identical
 
 pytestmark = pytest.mark.peer("qemu-img")
 
-KIB = 1024
-
 
 @st.composite
-def images(draw: st.DrawFn) -> tuple[str, int, list[fresh.Run]]:
-    """(options, size, runs): any layout that create accepts, any runs in any order, some of them repeated."""
+def images(draw: st.DrawFn) -> tuple[str, int, list[fresh.Run], set[int]]:
+    """(options, size, runs, numbers of the runs after which a flush comes): any layout that create accepts,
+    any runs in any order, some of them repeated."""
     version = draw(st.sampled_from(["1.1", "1.1", "0.10"]))
     bits = draw(st.integers(9, 17))
     options = [f"cluster_size={1 << bits}", f"compat={version}"]
@@ -33,7 +36,7 @@ def images(draw: st.DrawFn) -> tuple[str, int, list[fresh.Run]]:
     if extended:
         options.append("extended_l2=on")
     if data_file:
-        options.append("data_file=data")
+        options.append("data_file=DATA")
         if draw(st.booleans()):
             options.append("data_file_raw=on")
     mode = draw(st.sampled_from(["off", "off", "metadata", "falloc", "full"]))
@@ -49,7 +52,8 @@ def images(draw: st.DrawFn) -> tuple[str, int, list[fresh.Run]]:
         start = draw(st.integers(0, (size - 1) // step)) * step
         length = draw(st.integers(1, 40)) * step
         runs.append((kind, start, min(length, size - start)))
-    return ",".join(options), size, runs
+    flushes = draw(st.sets(st.integers(0, 12), max_size=2))
+    return ",".join(options), size, runs, flushes
 
 
 def expected(content: bytes, runs: list[fresh.Run]) -> bytes:
@@ -61,20 +65,56 @@ def expected(content: bytes, runs: list[fresh.Run]) -> bytes:
     return bytes(disk)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+class Reused(Filter):
+    """A place of fixed size full of old bytes, like a block device."""
+
+    def __init__(self, child: Storage) -> None:
+        child.write(b"\xaa" * (12 << 20), 0)
+        super().__init__(child)
+        self.zero_init = False
+        self.fixed_size = True
+
+    def resize(self, size: int, preallocation: str = "off") -> None:
+        raise AssertionError("a device keeps its size")
+
+
+def judge(work: Path, case: Any, wrap: Callable[[Storage], Storage] = lambda storage: storage) -> None:
+    """Write the image and have the real program look at it."""
+    options, size, runs, flushes = case
+    options = options.replace("DATA", str(work / "data"))
+    content = fresh.mixed_content(size)
+    with fresh.make(work / "ours.qcow2", size, options, wrap=wrap) as image:
+        for number, run in enumerate(runs):
+            fresh.fill(image, content, [run])
+            if number in flushes:
+                image.flush()
+        image.flush()
+    (work / "raw").write_bytes(expected(content, runs))
+    assert_real_check_clean(work / "ours.qcow2")
+    assert_real_identical(work / "ours.qcow2", work / "raw", formats=("qcow2", "raw"))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(case=images())
 def test_any_runs_give_a_clean_image_of_the_right_content(case: Any) -> None:
-    options, size, runs = case
-    content = fresh.mixed_content(size)
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        with fresh.make(work / "ours.qcow2", size, options) as image:
-            fresh.fill(image, content, runs)
-            image.flush()
-        (work / "raw").write_bytes(expected(content, runs))
-        import os
+        judge(Path(folder), case)
 
-        os.chdir(work)
-        assert_real_check_clean(work / "ours.qcow2")
-        assert_real_identical(work / "ours.qcow2", work / "raw", formats=("qcow2", "raw"))
-        os.chdir("/")
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(case=images())
+def test_tables_and_counts_that_leave_memory_early_come_out_the_same(case: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(alloc, "BATCH", 700)
+        patch.setattr(tables, "CHUNK_BYTES", 1024)
+        patch.setattr(tables, "STAGE_LIMIT", 4096)
+        patch.setattr(refcounts, "OPEN_LIMIT", 600)
+        judge(Path(folder), case)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(case=images())
+def test_old_bytes_of_a_device_never_show(case: Any) -> None:
+    assume("DATA" not in case[0])
+    with tempfile.TemporaryDirectory() as folder:
+        judge(Path(folder), case, Reused)

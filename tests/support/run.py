@@ -54,6 +54,8 @@ def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
     """Ours without what would change messages or dates between the two programs."""
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
     environment.pop("POSIXLY_CORRECT", None)
+    # Ours starts as an installed program does: from compiled modules.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment.update(extra or {})
     return environment
 

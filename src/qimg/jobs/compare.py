@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
-
 from qimg.errors import QimgError, StorageError
 from qimg.extent import MAPPED, ZERO, Extent, is_data, is_present, is_zero
 from qimg.graph.open import open_disk
 from qimg.jobs.engine import Meter, default_workers, lock_and_local, run
+from qimg.records import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ if TYPE_CHECKING:
         second: Extent | None
 
 else:
-    Piece = namedtuple("Piece", ("start", "length", "first", "second"))
+    Piece = record("Piece", ("start", "length", "first", "second"))
 
 
 def compare(
@@ -104,8 +103,9 @@ class _Comparer:
         self.meter.total = max(one.size, two.size)
         self.meter.tick()
         status = self._walk(_pairs(one, two, common), strict)
-        if self.found is not None:
-            return Comparison(CONTENT, self.found, sizes_differ=differ)
+        found = self._difference_found()
+        if found is not None:
+            return Comparison(CONTENT, found, sizes_differ=differ)
         if status is not None:
             return Comparison(STATUS, status)
         if differ:
@@ -113,11 +113,15 @@ class _Comparer:
                 self.warn_size()
             longer = one if one.size > two.size else two
             self._walk(_tail(longer, common, is_first=longer is one), False)
-            if self.found is not None:
-                return Comparison(CONTENT, self.found, sizes_differ=True)
+            tail = self._difference_found()
+            if tail is not None:
+                return Comparison(CONTENT, tail, sizes_differ=True)
         self.meter.done = self.meter.total
         self.meter.tick()
         return Comparison(IDENTICAL, sizes_differ=differ)
+
+    def _difference_found(self) -> int | None:
+        return self.found
 
     def _walk(self, pairs: Iterator[tuple[Extent, Extent]], strict: bool) -> int | None:
         """Compare the data of `pairs`; stops at the first difference (`found`). Returns where, in strict
@@ -196,7 +200,8 @@ class _Comparer:
                 f"Error while reading offset {extent.start} of {disk.filename}: {error.reason}"
             ) from error
         except QimgError as error:
-            raise ReadError(f"Error while reading offset {extent.start} of {disk.filename}: {error}") from error
+            where = f"offset {extent.start} of {disk.filename}"
+            raise ReadError(f"Error while reading {where}: {error}") from error
         return buffers[which]
 
 

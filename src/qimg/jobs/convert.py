@@ -14,6 +14,7 @@ from qimg.units import round_up
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Self
 
     from qimg.context import Context
     from qimg.formats.base import BitmapData, Image
@@ -156,7 +157,7 @@ class _Closing:
     def add(self, thing: Disk | Image) -> None:
         self._things.append(thing)
 
-    def __enter__(self) -> _Closing:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -391,6 +392,5 @@ class _ExistingTarget(_Conversion):
 
 
 def _prefixed(prefix: str, error: QimgError) -> QimgError:
-    """`error` with `prefix` before its text; the kind of error and its hint stay."""
-    again = QimgError(prefix + str(error), hint=error.hint)
-    return again
+    """An error that says `prefix` and then what `error` says, with its hint."""
+    return QimgError(prefix + str(error), hint=error.hint)

@@ -166,7 +166,7 @@ class _Run:
             self._worker()
         try:
             self._watch()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised below, when the workers have stopped
             self._fail(error)
         for thread in threads:
             thread.join()
@@ -203,7 +203,7 @@ class _Run:
                     self._finished += 1
                     self._meter.done += done
                     self._changed.notify_all()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised by `execute`
             self._fail(error)
         with self._changed:
             self._active -= 1
@@ -219,24 +219,25 @@ class _Run:
                     self._ahead.append(next(self._items))
                 except StopIteration:
                     self._exhausted = True
-            if self._error is not None or not self._ahead:
+            if self._stopped() or not self._ahead:
                 return None
             item = self._ahead.pop(0)
             index = self._started
             self._started += 1
             last = self._exhausted and not self._ahead
-            while last and self._finished < index and self._error is None:
+            while last and self._finished < index and not self._stopped():
                 self._changed.wait()
-            return None if self._error is not None else (index, item)
+            return None if self._stopped() else (index, item)
+
+    def _stopped(self) -> bool:
+        return self._error is not None
 
     def wait_turn(self, index: int) -> None:
         """Block until all items before `index` have passed their turn."""
         with self._changed:
-            while self._turn != index:
-                if self._error is not None:
-                    raise _Stopped
+            while self._turn != index and not self._stopped():
                 self._changed.wait()
-            if self._error is not None:
+            if self._stopped():
                 raise _Stopped
 
     def pass_turn(self, index: int) -> None:

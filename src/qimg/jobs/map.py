@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
-
 from qimg.extent import COMPRESSED, is_data, is_present, is_zero
 from qimg.graph.open import open_disk
+from qimg.records import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
         filename: str | None
 
 else:
-    MapEntry = namedtuple(
+    MapEntry = record(
         "MapEntry",
         ("start", "length", "depth", "present", "zero", "data", "compressed", "offset", "filename"),
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
-
 from qimg.extent import HOLE, ZERO, clip
+from qimg.records import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
         rows: list[Row]
 
 else:
-    Row = namedtuple("Row", ("start", "length", "action", "extent"))
-    Chunk = namedtuple("Chunk", ("start", "length", "rows"))
+    Row = record("Row", ("start", "length", "action", "extent"))
+    Chunk = record("Chunk", ("start", "length", "rows"))
 
 
 class Policy:

@@ -162,6 +162,7 @@ class FreshImage(Image):
         unknown = mode == "metadata" and not placement.keeps_zeros
         if unknown and self._header.version < 3:
             self.file.zero(host, clusters * size)
+            unknown = False
         guest = 0
         for index, low, high in self._tables.pieces(0, clusters):
             self._entries.preallocate(self._tables.chunk(index), low, high, host + guest, zero=unknown)
