@@ -67,7 +67,7 @@ def run(*words: str, prog: str = "qimg") -> Result:
 
 class Plan:
     name, format = "n", "qcow2"
-    shown = [("size", "1048576"), ("backing_file", "a,,b")]
+    shown = (("size", "1048576"), ("backing_file", "a,,b"))
 
 
 class TestCreate:
@@ -171,10 +171,18 @@ class TestInfo:
             return OpenError("bad", "No such file") if spec.text == "bad" else [image(spec.text)]
 
         replace(info_job, "info", answer)
+        assert run("info", "bad", "a").out == BLOCK.format("a")
         result = run("info", "bad", "a", "bad", "b")
         assert result.out == BLOCK.format("a") + "\n" + BLOCK.format("b")
         assert result.err == "qimg: Could not open 'bad': No such file\n" * 2
         assert result.code == 1
+
+    def test_not_even_one_that_is_too_much_for_us(self, replace: Any) -> None:
+        def answer(spec: Any, **_: Any) -> Any:
+            return MemoryError() if spec.text == "bad" else [image(spec.text)]
+
+        replace(info_job, "info", answer)
+        assert run("info", "bad", "a") == (1, BLOCK.format("a"), "qimg: Cannot allocate memory\n")
 
     def test_several_files_make_one_json_array_without_the_bad_ones(self, replace: Any) -> None:
         import json
@@ -423,8 +431,8 @@ class TestConvert:
 
     def test_every_option_reaches_the_job(self, replace: Any) -> None:
         words = (
-            "-c -p -q -f raw -O qcow2 -o a=1 -o b -B base -F raw -S 64k -m 3 -W -r 1M -t none -T directsync -U"
-            " --salvage --bitmaps --skip-broken-bitmaps -l snap a b"
+            "-c -p -q -f raw -O qcow2 -o a=1 -o b -B base -F raw -S 64k -m 3 -W -r 1M -t none -T directsync"
+            " -U --salvage --bitmaps --skip-broken-bitmaps -l snap a b"
         )
         request = self.request(replace, *words.split())
         (source,) = request.sources

@@ -40,10 +40,16 @@ def images(draw: st.DrawFn) -> tuple[str, int, list[fresh.Run], set[int]]:
         if draw(st.booleans()):
             options.append("data_file_raw=on")
     mode = draw(st.sampled_from(["off", "off", "metadata", "falloc", "full"]))
+    backing = "data_file_raw=on" not in options and draw(st.integers(0, 2)) == 0
+    if backing:
+        options.append("backing_file=BACK,backing_fmt=raw")
+        mode = mode if extended else "off"
     options.append(f"preallocation={mode}")
     unit = (1 << bits) // (32 if extended else 1)
     size = draw(st.integers(0, min(200 << bits, 1 << 21) // 512)) * 512
     kinds = [fresh.DATA, fresh.ZERO] if data_file else [fresh.DATA, fresh.ZERO, fresh.PACK]
+    if backing and not modern:
+        kinds.remove(fresh.ZERO)
     runs: list[fresh.Run] = []
     for _ in range(draw(st.integers(0, 12)) if size else 0):
         kind = draw(st.sampled_from(kinds))
@@ -56,8 +62,8 @@ def images(draw: st.DrawFn) -> tuple[str, int, list[fresh.Run], set[int]]:
     return ",".join(options), size, runs, flushes
 
 
-def expected(content: bytes, runs: list[fresh.Run]) -> bytes:
-    disk = bytearray(len(content))
+def expected(content: bytes, runs: list[fresh.Run], below: bytes) -> bytes:
+    disk = bytearray(below[: len(content)].ljust(len(content), b"\0"))
     for kind, start, length in runs:
         disk[start : start + length] = (
             bytes(length) if kind == fresh.ZERO else content[start : start + length]
@@ -81,7 +87,9 @@ class Reused(Filter):
 def judge(work: Path, case: Any, wrap: Callable[[Storage], Storage] = lambda storage: storage) -> None:
     """Write the image and have the real program look at it."""
     options, size, runs, flushes = case
-    options = options.replace("DATA", str(work / "data"))
+    below = fresh.mixed_content(size * 3 // 4 // 512 * 512, 2) if "BACK" in options else b""
+    (work / "below").write_bytes(below)
+    options = options.replace("DATA", str(work / "data")).replace("BACK", str(work / "below"))
     content = fresh.mixed_content(size)
     with fresh.make(work / "ours.qcow2", size, options, wrap=wrap) as image:
         for number, run in enumerate(runs):
@@ -89,7 +97,7 @@ def judge(work: Path, case: Any, wrap: Callable[[Storage], Storage] = lambda sto
             if number in flushes:
                 image.flush()
         image.flush()
-    (work / "raw").write_bytes(expected(content, runs))
+    (work / "raw").write_bytes(expected(content, runs, below))
     assert_real_check_clean(work / "ours.qcow2")
     assert_real_identical(work / "ours.qcow2", work / "raw", formats=("qcow2", "raw"))
 

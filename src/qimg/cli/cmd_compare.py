@@ -14,6 +14,8 @@ DIFFERENT = 1
 FAILURE = 2
 NO_ALLOCATION = 3
 NO_DATA = 4
+#: Percent between two records of ``-p`` (the other commands: 1).
+STEP = 2.0
 
 
 class Request:
@@ -38,7 +40,7 @@ def run(session: Session, words: list[str]) -> int:
     operands = _parse(session, words, request)
     if len(operands) != 2:
         raise CommandError("Expecting two image file names", usage=True)
-    bar = ProgressBar(session.console, shown=request.progress and not request.quiet)
+    bar = ProgressBar(session.console, shown=request.progress and not request.quiet, step=STEP)
     try:
         check_cache(request.cache, source=True)
         return _compare(session, request, operands, bar)

@@ -130,7 +130,7 @@ def _show_json(session: Session, request: Request, names: list[str]) -> int:
             for text in map_rows(_entries(session, request, name)):
                 console.out(text)
                 begun = True
-        except QimgError:
+        except Exception:
             console.out("]" if begun else "[]")
             raise
         return 0

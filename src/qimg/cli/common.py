@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from qimg.cli.getopt import Getopt, UsageError
 from qimg.context import Context
 from qimg.errors import OptionError, QimgError
@@ -40,6 +42,28 @@ class CommandError(Exception):
         self.lines = lines
         self.code = code
         self.usage = usage
+
+
+def show_failure(console: Console, error: Exception) -> None:
+    """Say in one line, with its hint, what stopped the work; QIMG_DEBUG=1 puts the traceback before it."""
+    if os.environ.get("QIMG_DEBUG", "0") not in ("", "0"):
+        import traceback
+
+        console.remark("".join(traceback.format_exception(error)).rstrip("\n"))
+    console.error(*_describe(error))
+
+
+def _describe(error: Exception) -> tuple[str, str | None]:
+    if isinstance(error, QimgError):
+        return str(error), error.hint
+    if isinstance(error, MemoryError):
+        return "Cannot allocate memory", None
+    if isinstance(error, RecursionError):
+        return "The image nests its structures too deeply", None
+    if isinstance(error, OSError):
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return f"{where}{error.strerror or error}", None
+    return f"Internal error (QIMG_DEBUG=1 shows more): {type(error).__name__}: {error}", None
 
 
 class Session:
@@ -243,8 +267,10 @@ def for_each(session: Session, operands: list[str], work: Callable[[str], int]) 
     for operand in operands:
         try:
             code = work(operand)
-        except QimgError as error:
-            session.console.error(str(error), error.hint)
+        except (CommandError, Leave):
+            raise
+        except Exception as error:  # noqa: BLE001  the other images still count
+            show_failure(session.console, error)
             code = 1
         worst = _worse(worst, code)
     return worst

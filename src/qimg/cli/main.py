@@ -7,10 +7,9 @@ import sys
 
 from qimg import __version__
 from qimg.cli import signals
-from qimg.cli.common import CommandError, Leave, Session, usage_failure
+from qimg.cli.common import CommandError, Leave, Session, show_failure, usage_failure
 from qimg.cli.console import Console, guard_descriptors
 from qimg.cli.getopt import Getopt, UsageError
-from qimg.errors import QimgError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,31 +89,9 @@ def _guard(console: Console, failure: int, work: Callable[..., int], *arguments:
         if error.usage:
             console.remark(console.usage_hint)
         return error.code or (1 if error.usage else failure)
-    except QimgError as error:
-        _debug(console)
-        console.error(str(error), error.hint)
-    except MemoryError:
-        _debug(console)
-        console.error("Cannot allocate memory")
-    except RecursionError:
-        _debug(console)
-        console.error("The image nests its structures too deeply")
-    except OSError as error:
-        _debug(console)
-        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        console.error(f"{where}{error.strerror or error}")
     except Exception as error:  # noqa: BLE001  one line, whatever it is
-        _debug(console)
-        console.error(f"Internal error (QIMG_DEBUG=1 shows more): {type(error).__name__}: {error}")
+        show_failure(console, error)
     return failure
-
-
-def _debug(console: Console) -> None:
-    if os.environ.get("QIMG_DEBUG", "0") in ("", "0"):
-        return
-    import traceback
-
-    console.remark(traceback.format_exc().rstrip("\n"))
 
 
 def _start(console: Console, words: list[str]) -> int:

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 class ProgressBar:
     """A `Progress` for one job: with `shown` it writes records, else it answers signals.
 
-    A record is due at 0, at 100, and when the share has grown by more than one percent since the last.
+    A record is due at 0, at 100, and when the share has grown by more than `step` percent since the last.
     """
 
-    def __init__(self, console: Console, *, shown: bool) -> None:
+    def __init__(self, console: Console, *, shown: bool, step: float = 1.0) -> None:
         self.exact = shown
         self._console = console
         self._shown = shown
+        self._step = step
         self._last: float | None = None
         self._asked = False
         if not shown:
@@ -36,7 +37,7 @@ class ProgressBar:
         """`done` of `total` bytes are through."""
         self.start()
         share = 100.0 * done / total if total else 0.0
-        if share - (self._last or 0.0) > 1.0 or (share == 100.0 and self._last != 100.0):
+        if share - (self._last or 0.0) > self._step or (share == 100.0 and self._last != 100.0):
             self._record(share)
         if self._asked:
             self._asked = False

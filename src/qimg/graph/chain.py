@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from qimg.context import Notice
-from qimg.errors import GateError, LimitError, LocationError, NotSupported, QimgError
+from qimg.errors import GateError, LimitError, LocationError, NotSupported, OpenError, QimgError
 from qimg.formats import registry as formats
 from qimg.graph import jsonopts
 from qimg.graph.disk import Disk, Layer
@@ -49,11 +49,13 @@ def open_chain(
     builder.path = set(above)
     builder.nesting += 1
     below: Location | None = location
+    names: list[str] = []
     depth = 0
     try:
         while below is not None:
             depth = len(nodes)
             _bound(depth)
+            names.append(below.filename or "")
             node = builder.image(below.expand(), mode, named_by=named_by, top=not nodes)
             nodes.append(node)
             _meet(node, builder.path)
@@ -65,6 +67,9 @@ def open_chain(
         for node in nodes:
             node.close()
         if depth and isinstance(error, QimgError) and not isinstance(error, GateError):
+            if builder.for_info:
+                # As if each image had been opened by its own name.
+                raise OpenError(names[depth], error) from error
             raise BackingError(error, depth) from error
         raise
     finally:
@@ -115,16 +120,18 @@ def _below(builder: Builder, node: Node, wanted: bool) -> tuple[Location | None,
         return None, None
     if not wanted:
         return None, None
-    options = location.take_child("backing")
     recorded = image.backing
+    # Info follows what images say, and takes no options of backing files (the real program neither).
+    options = {} if builder.for_info else location.take_child("backing")
     if not _can_have_backing(node):
         if options:
             raise NotSupported("Driver doesn't support backing files")
         return None, None
     below = Location(None, options)
     try:
-        reference(location, "backing", options)
-        location.options.pop("backing", None)
+        if not builder.for_info:
+            reference(location, "backing", options)
+            location.options.pop("backing", None)
         if recorded is None or not recorded.name:
             return (below, None) if options else (None, None)
         if recorded.format is not None:

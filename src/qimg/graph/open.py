@@ -122,7 +122,7 @@ def open_disk(
     try:
         mode = Mode(writable=writable, force_share=spec.force_share, cache=spec.cache)
         return open_chain(builder, location, mode, backing=backing)[0]
-    except GateError:
+    except (GateError, OpenError):
         raise
     except QimgError as error:
         raise OpenError(spec.text, error) from error

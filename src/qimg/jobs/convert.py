@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from errno import EAGAIN
+
 from qimg.context import Notice
-from qimg.errors import NotSupported, OpenError, OptionError, QimgError, StorageError
+from qimg.errors import (
+    CorruptImage,
+    LockError,
+    NotSupported,
+    OpenError,
+    OptionError,
+    QimgError,
+    StorageError,
+)
 from qimg.graph.open import ImageSpec, open_disk, resolve_relative
 from qimg.jobs.create import check_backing, create_image, find_format, plan_target
 from qimg.jobs.engine import Meter, default_workers, run
@@ -236,14 +246,14 @@ class _Conversion:
                 window = next(windows)
             except StopIteration:
                 return
-            except StorageError as error:
+            except (StorageError, CorruptImage) as error:
                 raise StorageError(
                     f"error while reading block status at offset {at}: {error.reason}", errno=error.errno
                 ) from error
             yield from plan_copy(window, policy)
             at = window[-1].start + window[-1].length if window else at
 
-    def _salvaged(self, offset: int, error: StorageError) -> None:
+    def _salvaged(self, offset: int, error: StorageError | CorruptImage) -> None:
         if not self.request.quiet:
             self.context.warn(Notice(f"error while reading offset {offset}: {error.reason}"))
 
@@ -275,27 +285,44 @@ class _NewTarget(_Conversion):
     def execute(self, meter: Meter) -> None:
         plan = self._plan()
         bitmaps = self.source_bitmaps()
+        failing = f"{plan.name}: error while converting {plan.format}: "
+        try:
+            plan.driver.validate_create(plan.size, plan.values)
+            self._check_place(plan)
+        except QimgError as error:
+            raise _prefixed(failing, error) from error
         under = self._open_under(plan)
         try:
-            image = create_image(plan, context=self.context)
+            image = create_image(plan, context=self.context, cache=self.request.cache)
         except QimgError as error:
-            raise _prefixed(f"{plan.name}: error while converting {plan.format}: ", error) from error
+            raise _prefixed(failing, error) from error
         self.opened.add(image)
-        has_backing = "backing_file" in plan.values
-        everything = self.request.sparse_size == 0 and not has_backing
+        everything = self.request.sparse_size == 0
         policy = Policy(
             everything=everything,
-            top_only=has_backing,
-            clear=has_backing or (not everything and not image.zero_init),
+            top_only=under is not None,
+            clear=under is not None or (not everything and not image.zero_init),
+            zero_from=None if under is None else round_up(under.size, image.cluster_size or 1),
         )
         try:
             self.copy(image, policy, meter, under=under, clear=policy.clear)
             if bitmaps:
                 image.store_bitmaps(bitmaps)
-            image.flush()
+            _finish(image, plan.name)
         except BaseException:
             image.abandon()
             raise
+
+    def _check_place(self, plan: CreatePlan) -> None:
+        """Refuse to write over what is being read, also where locks do not help (``-U``, ``locking=off``).
+
+        Raises LockError."""
+        if any(plan.place.is_part_of(disk) for disk in self.source.disks):
+            raise LockError(
+                'Failed to get "write" lock',
+                errno=EAGAIN,
+                hint=f"Is another process using the image [{plan.name}]?",
+            )
 
     def _plan(self) -> CreatePlan:
         request = self.request
@@ -336,24 +363,29 @@ class _NewTarget(_Conversion):
             raise OptionError("Compression and encryption not supported at the same time")
         if plan.values.get("preallocation", "off") != "off":
             raise OptionError("Compression and preallocation not supported at the same time")
+        if "data_file" in plan.values:
+            raise OptionError("Compression and an external data file not supported at the same time")
 
     def _open_under(self, plan: CreatePlan) -> Disk | None:
         """The new image's backing disk: what partly written clusters are filled up from."""
         file = plan.values.get("backing_file")
         if file is None:
             return None
-        recorded = plan.values.get("backing_fmt")
+        if not file:
+            raise OptionError("Expected backing file name, got empty string", option="backing_file")
         try:
-            if recorded is None:
+            if plan.values.get("backing_fmt") is None:
                 check_backing(plan, str(file), unsafe=False, context=self.context)
-                recorded = plan.values.get("backing_fmt")
+            recorded = plan.values.get("backing_fmt")
             spec = ImageSpec(
                 resolve_relative(plan.name, str(file)),
                 format=None if recorded is None else str(recorded),
             )
             disk = open_disk(spec, context=self.context)
         except QimgError as error:
-            raise OpenError(plan.name, f"Could not open backing file: {error}", hint=error.hint) from error
+            # The image itself is what the words are about, as if it had been created and then opened.
+            reason = error.reason if isinstance(error, OpenError) else error
+            raise OpenError(plan.name, f"Could not open backing file: {reason}") from error
         self.opened.add(disk)
         return disk
 
@@ -383,12 +415,22 @@ class _ExistingTarget(_Conversion):
             image.store_bitmaps(bitmaps)
         has_backing = len(disk.layers) > 1
         given_backing = request.backing is not None
-        everything = request.sparse_size == 0 and not given_backing
+        everything = request.sparse_size == 0
         clear = not request.target_is_zero or has_backing
         policy = Policy(everything=everything, top_only=given_backing, clear=clear and not everything)
         under = disk if has_backing else None
         self.copy(image, policy, meter, under=under, clear=policy.clear)
+        _finish(image, request.target)
+
+
+def _finish(image: Image, name: str) -> None:
+    """Write what belongs to the image beside its data. Raises StorageError."""
+    try:
         image.flush()
+    except StorageError as error:
+        raise StorageError(
+            f"{name}: error while completing the image: {error.reason}", errno=error.errno
+        ) from error
 
 
 def _prefixed(prefix: str, error: QimgError) -> QimgError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 
-from qimg.errors import NotSupported, QimgError, StorageError
+from qimg.errors import CorruptImage, NotSupported, StorageError
 from qimg.extent import MAPPED, clip
 from qimg.jobs.engine import lock_and_local
 from qimg.jobs.plan import COPY
@@ -55,7 +55,7 @@ class Copier:
         compress: bool = False,
         ordered: bool = True,
         offload: bool = False,
-        salvage: Callable[[int, StorageError], None] | None = None,
+        salvage: Callable[[int, StorageError | CorruptImage], None] | None = None,
     ) -> None:
         self.source = source
         self.image = image
@@ -119,7 +119,7 @@ class Copier:
     def _read_row(self, row: Row, piece: memoryview) -> None:
         try:
             self.source.read_extent(row.extent, piece)
-        except StorageError as error:
+        except (StorageError, CorruptImage) as error:
             if self.salvage is None:
                 raise StorageError(
                     f"error while reading at byte {row.start}: {error.reason}",
@@ -135,7 +135,7 @@ class Copier:
             (part,) = clip((row.extent,), row.start + offset, length)
             try:
                 self.source.read_extent(part, piece[offset : offset + length])
-            except StorageError as error:
+            except (StorageError, CorruptImage) as error:
                 piece[offset : offset + length] = bytes(length)
                 with self._image_lock:
                     self.salvage(row.start + offset, error)
@@ -169,7 +169,10 @@ class Copier:
         if self.under is None or start >= self.under.size:
             return False
         shown = min(len(part), self.under.size - start)
-        self.under.read_into(part[:shown], start)
+        try:
+            self.under.read_into(part[:shown], start)
+        except (StorageError, CorruptImage) as error:
+            raise _writing(start, error) from error
         return True
 
     # -- writing
@@ -236,11 +239,15 @@ class Copier:
         if self.ordered:
             turn.take()
         places: list[Extent] = []
-        with self._image_lock:
-            for start, length in zeros:
-                self.image.mark_zero(start, length)
-            for start, length in units:
-                places.extend(self.image.allocate(start, length))
+        start = 0
+        try:
+            with self._image_lock:
+                for start, length in zeros:
+                    self.image.mark_zero(start, length)
+                for start, length in units:
+                    places.extend(self.image.allocate(start, length))
+        except StorageError as error:
+            raise _writing(start, error) from error
         turn.done()
         return places
 
@@ -269,7 +276,10 @@ class Copier:
         turn.take()
         with self._image_lock:
             for start, length in zeros:
-                self.image.mark_zero(start, length)
+                try:
+                    self.image.mark_zero(start, length)
+                except StorageError as error:
+                    raise _writing(start, error) from error
             for cluster, part, code in encoded:
                 try:
                     if code is not None:
@@ -290,10 +300,7 @@ class Copier:
         whole, ragged = self._zero_runs(chunk, [])
         if ragged:
             return False
-        try:
-            self._allocate([], whole, turn)
-        except StorageError as error:
-            raise _writing(chunk.start, error) from error
+        self._allocate([], whole, turn)
         return True
 
     def _offload(self, chunk: Chunk, turn: Turn) -> bool:
@@ -321,7 +328,7 @@ class Copier:
         return True
 
 
-def _writing(start: int, error: StorageError) -> QimgError:
+def _writing(start: int, error: StorageError | CorruptImage) -> StorageError:
     return StorageError(
         f"error while writing at byte {start}: {error.reason}", errno=error.errno, offset=start
     )

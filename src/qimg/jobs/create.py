@@ -213,14 +213,15 @@ def run_create(plan: CreatePlan, *, context: Context) -> None:
             raise
 
 
-def create_image(plan: CreatePlan, *, context: Context) -> Image:
-    """The planned image, new, empty and open for writing; `Image.flush` makes it valid."""
+def create_image(plan: CreatePlan, *, context: Context, cache: str = "writeback") -> Image:
+    """The planned image, new, empty and open for writing with this cache mode; `Image.flush` makes it
+    valid."""
     values = {key: value for key, value in plan.values.items() if key != "size"}
     plan.driver.validate_create(plan.size, values)
-    storage = plan.place.create(values, context)
+    storage = plan.place.create(values, context, cache=cache)
 
     def open_data_file(name: str, size: int, preallocation: str) -> Storage:
-        data = target(name, context=context).create({}, context)
+        data = target(name, context=context).create({}, context, cache=cache)
         try:
             data.resize(size, preallocation)
         except BaseException:
@@ -229,7 +230,11 @@ def create_image(plan: CreatePlan, *, context: Context) -> Image:
         return data
 
     try:
-        return plan.driver.create(storage, plan.size, values, CreateHelp(context, open_data_file))
+        image = plan.driver.create(storage, plan.size, values, CreateHelp(context, open_data_file))
+        if storage.fixed_size and not storage.size and image.cluster_size is not None:
+            # A character device swallows what is written; an image must be there afterwards.
+            raise NotSupported(f"Image is not in {plan.format} format")
+        return image
     except BaseException:
         storage.close()
         plan.place.remove_if_new()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qimg.graph.disk import Disk
 from qimg.graph.open import ImageSpec, backing_location, open_disk
 from qimg.units import SECTOR, round_up
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from qimg.formats.base import Image, SnapshotInfo
     from qimg.graph.disk import Layer
     from qimg.storage.base import Storage
+
+#: Protocols that do not say whether they are dirty.
+_TELL_NOTHING = ("nbd", "null-aio", "null-co")
 
 
 class ImageInfo:
@@ -59,21 +63,35 @@ def describe(layer: Layer) -> ImageInfo:
         found.full_backing_filename = backing_location(layer.filename, image.backing)
     found.snapshots = image.snapshots()
     found.format_specific = image.format_specific()
+    below = describe_storage(image.file)
+    if image.format_name in ("raw", below.format):
+        # What shows the bytes of its file as they are says of itself what the file says.
+        found.cluster_size = below.cluster_size
+        found.dirty = below.dirty
     if not _is_protocol(image):
-        found.children.append(("file", describe_storage(image.file)))
+        found.children.append(("file", below))
     return found
 
 
 def _is_protocol(image: Image) -> bool:
-    return image.format_name == image.file.driver
+    return image.format_name == image.file.driver and not isinstance(_disk_below(image.file), Disk)
+
+
+def _disk_below(storage: Storage) -> object:
+    """The disk that a storage shows: where an image stands on another one."""
+    return getattr(storage, "disk", None)
 
 
 def describe_storage(storage: Storage) -> ImageInfo:
-    """What `info` tells of a protocol node."""
+    """What `info` tells of a protocol node, or of an image that serves as one."""
+    disk = _disk_below(storage)
+    if isinstance(disk, Disk):
+        return describe(disk.layers[0])
     found = ImageInfo(storage.name, storage.driver, round_up(storage.size, SECTOR))
     found.is_protocol = True
     found.actual_size = storage.allocated_bytes()
-    found.dirty = False
+    if storage.driver not in _TELL_NOTHING:
+        found.dirty = False
     if storage.driver == "file":
         found.format_specific = {}
     return found

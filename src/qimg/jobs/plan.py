@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qimg.extent import HOLE, ZERO, clip
+from qimg.extent import ZERO, clip
 from qimg.records import record
 
 TYPE_CHECKING = False
@@ -42,27 +42,44 @@ class Policy:
     """How the target wants the source's ranges treated.
 
     everything  copy zeros too, as data (``-S 0``).
-    top_only    only what the source's top image decides; the rest shows through the new backing file.
+    top_only    only what lies in the source's top image, or in no image at all, and so reads as zeros
+                whatever is below; the rest shows through the new backing file.
     clear       zeros must be made, not assumed: the target may hold something else there.
+    zero_from   from this guest offset on the target reads as zeros; None: unknown.
     """
 
-    __slots__ = ("clear", "everything", "top_only")
+    __slots__ = ("clear", "everything", "top_only", "zero_from")
 
-    def __init__(self, *, everything: bool = False, top_only: bool = False, clear: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        everything: bool = False,
+        top_only: bool = False,
+        clear: bool = False,
+        zero_from: int | None = None,
+    ) -> None:
         self.everything = everything
         self.top_only = top_only
         self.clear = clear
+        self.zero_from = zero_from
 
 
 def plan_copy(extents: Iterable[Extent], policy: Policy) -> Iterator[Row]:
     """Rows for `extents`, ascending; skipped ranges are left out."""
     for extent in extents:
-        if policy.top_only and (extent.depth > 0 or extent.flags & HOLE):
+        if policy.top_only and extent.depth > 0:
             continue
-        if policy.everything or not extent.flags & ZERO:
+        if not extent.flags & ZERO:
             yield Row(extent.start, extent.length, COPY, extent)
-        elif policy.clear:
-            yield Row(extent.start, extent.length, CLEAR, extent)
+            continue
+        action = COPY if policy.everything else CLEAR
+        if not (policy.everything or policy.clear):
+            continue
+        if policy.zero_from is None:
+            yield Row(extent.start, extent.length, action, extent)
+        else:
+            for part in clip((extent,), 0, policy.zero_from):
+                yield Row(part.start, part.length, action, part)
 
 
 def _cut(row: Row, start: int, end: int) -> Row:

@@ -420,6 +420,7 @@ class PosixFile(Storage):
         if hint > _EXTENT_SIZE_MAX:
             raise OptionError("Extent size hint is too large", option="extent_size_hint")
         self._set_length(0)
+        self._settle_truncation()
         if hint > 0:
             try:
                 hostcalls.set_extent_size_hint(self._fd, hint)
@@ -431,6 +432,16 @@ class PosixFile(Storage):
                 hostcalls.set_no_cow(self._fd)
             except OSError:
                 pass  # Only some file systems have it; it is a wish for speed.
+
+    def _settle_truncation(self) -> None:
+        """Close the file once more after cutting it to nothing.
+
+        Some file systems (ext4 with auto_da_alloc) take that for a file being replaced and write everything
+        out at the next close; let that close be now, while there is nothing to write, and not at the end."""
+        try:
+            os.close(os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR | os.O_CLOEXEC))
+        except OSError:
+            pass  # It is about speed only.
 
     def extent_size_hint(self) -> int | None:
         """The file's extent size hint in bytes, None where there is none."""

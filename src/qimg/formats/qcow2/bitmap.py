@@ -171,15 +171,21 @@ def table_entries(header: ParsedHeader, granularity: int) -> int:
     return -(-size // header.cluster_size)
 
 
+def table_word_is_valid(header: ParsedHeader, word: int) -> bool:
+    """Whether `word` can be an entry of a bitmap's table."""
+    offset = word & OFFSET_MASK
+    if word & TABLE_RESERVED:
+        return False
+    return not offset or not (offset % header.cluster_size or word & BITMAP_TABLE_ALL_ONES)
+
+
 def read_table(file: Storage, header: ParsedHeader, bitmap: Bitmap) -> tuple[int, ...]:
     """The validated table of a bitmap: a host offset, or 0 (all clear), or 1 (all set) a cluster."""
     entry = bitmap.entry
     raw = file.read(entry.table_offset, entry.table_size * 8)
     words = unpack(f">{entry.table_size}Q", raw)
     for number, word in enumerate(words):
-        offset = word & OFFSET_MASK
-        wrong = offset and (offset % header.cluster_size or word & BITMAP_TABLE_ALL_ONES)
-        if word & TABLE_RESERVED or wrong:
+        if not table_word_is_valid(header, word):
             raise _fault(
                 file,
                 f"Could not read bitmap_table table from image for bitmap '{bitmap.text}': Invalid argument",

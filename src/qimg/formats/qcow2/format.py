@@ -37,15 +37,12 @@ class Qcow2(Format):
         for_check: bool = False,
         for_info: bool = False,
     ) -> Image:
-        """`options`: ``data-file`` (any value) says that the caller attaches a data file."""
+        """`options`: ``data-file`` (any value) says that the caller attaches a data file.
+
+        `writable` only makes the rules stricter: existing images cannot be written to yet."""
         from qimg.formats.qcow2.image import Qcow2Image
 
-        kind = Qcow2Image
-        if writable:
-            from qimg.formats.qcow2.write import WritableQcow2
-
-            kind = WritableQcow2
-        image = kind.open(
+        image = Qcow2Image.open(
             file,
             context=context,
             writable=writable,

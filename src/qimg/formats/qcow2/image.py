@@ -49,9 +49,9 @@ class Qcow2Image(Image):
         self._active: Mapping | None = None
         self._reader: CompressedReader | None = None
         self._snapshots: SnapshotTable | None = None
-        self._bitmaps: list[Bitmap] = []
+        self.directory: list[Bitmap] = []  # of bitmaps; empty if it cannot be trusted
         self._sparse: bool | None = None  # whether holes of the file have to be looked for
-        self._warned = False
+        self.warned = False
 
     @classmethod
     def open(
@@ -89,7 +89,7 @@ class Qcow2Image(Image):
         if header.bitmaps is not None:
             from qimg.formats.qcow2.bitmap import open_bitmaps
 
-            self._bitmaps = open_bitmaps(self.file, header, self.context.warn)
+            self.directory = open_bitmaps(self.file, header, self.context.warn)
 
     # -- where guest data lies
 
@@ -135,8 +135,8 @@ class Qcow2Image(Image):
         return found
 
     def _warn_once(self, error: CorruptImage) -> None:
-        if not self._warned:
-            self._warned = True
+        if not self.warned:
+            self.warned = True
             text = f"qcow2: {error}; further non-fatal corruption events will be suppressed"
             self.context.warn(Notice(text, plain=True))
 
@@ -207,7 +207,7 @@ class Qcow2Image(Image):
     def bitmaps(self) -> list[BitmapData]:
         from qimg.formats.qcow2.bitmap import load
 
-        return [load(self.file, self.header, bitmap) for bitmap in self._bitmaps]
+        return [load(self.file, self.header, bitmap) for bitmap in self.directory]
 
     def format_specific(self) -> dict[str, object]:
         """Section 19, JSON names in order."""
@@ -218,8 +218,8 @@ class Qcow2Image(Image):
         }
         if parsed.version >= 3:
             shown["lazy-refcounts"] = bool(header.compatible_features & COMPAT_LAZY_REFCOUNTS)
-            if self._bitmaps:
-                shown["bitmaps"] = [bitmap.describe() for bitmap in self._bitmaps]
+            if self.directory:
+                shown["bitmaps"] = [bitmap.describe() for bitmap in self.directory]
         shown["refcount-bits"] = 1 << header.refcount_order
         if parsed.version >= 3 and self.data_file is not None:
             shown["data-file"] = self.data_file.name

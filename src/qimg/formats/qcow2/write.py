@@ -1,6 +1,6 @@
 """A qcow2 image being filled for the first time.
 
-The file says that it is incomplete until it is whole: its provisional header carries an incompatible
+From the first change on the file says that it is incomplete: its provisional header carries an incompatible
 feature bit that nobody knows, with a name that explains it, so every reader refuses it by that name.
 All that the final header points to is written first; after a barrier one write of one sector turns the
 provisional header into the final one. An interruption before leaves an image that refuses to open, one
@@ -73,6 +73,10 @@ def provisional_header(final: Header) -> bytes:
     return (header.pack() + names + end).ljust(_SECTOR, b"\0")
 
 
+# What the header on disk says.
+_EMPTY, _REUSED, _INCOMPLETE, _WHOLE = range(4)
+
+
 class FreshImage(Image):
     """Made by `create`: takes extents, zeros and compressed clusters until `flush`.
 
@@ -111,8 +115,7 @@ class FreshImage(Image):
         self.can_compress = data_file is None
         self.can_mark_zero = header.version >= 3
         self._encoder: Callable[[Bytes], bytes] | None = None
-        #: The header on disk is the final one, and nothing has changed since.
-        self._whole = False
+        self._state = _REUSED if file.size else _EMPTY
         self._reader: Image | None = None
 
     def _make_entries(self, data_file: Storage | None) -> PlainEntries:
@@ -131,18 +134,18 @@ class FreshImage(Image):
 
     # -- allocation
 
-    def begin(self) -> None:
-        """Write the provisional header. Raises StorageError."""
-        old_content = self.file.size > 0
+    def _begin(self) -> None:
+        """Say on disk that the image is incomplete, durably, before anything else changes there.
+
+        Raises StorageError."""
         self.file.write(provisional_header(self._header.header), 0)
-        if old_content:
-            self.file.flush()  # an older header must be gone before anything else is overwritten
-        self._whole = False
+        self.file.flush()
+        self._state = _INCOMPLETE
+        self._reader = None
 
     def _change(self) -> None:
-        if self._whole:
-            self.begin()
-            self._reader = None
+        if self._state != _INCOMPLETE:
+            self._begin()
 
     def preallocate(self, mode: str) -> None:
         """Give every guest cluster its place: `mode` is metadata, falloc or full. Raises StorageError."""
@@ -150,6 +153,7 @@ class FreshImage(Image):
         clusters = -(-self.size // size)
         if not clusters:
             return
+        self._change()
         placement = self._entries.placement
         host = placement.take(0, clusters)
         if self._data_file is None:
@@ -267,8 +271,10 @@ class FreshImage(Image):
     # -- the end
 
     def flush(self) -> None:
-        if self._whole:
+        if self._state == _WHOLE:
             return
+        if self._state == _REUSED:
+            self._begin()  # an older header must be gone before anything else is overwritten
         self._packer.flush()
         self._store_bitmaps()
         self._tables.store()
@@ -290,7 +296,7 @@ class FreshImage(Image):
             self._data_file.flush()
         self.file.write(cluster[:sector], 0)
         self.file.flush()
-        self._whole = True
+        self._state = _WHOLE
 
     def _cover_data(self) -> None:
         """The file reaches to the end of its last data cluster, written to or not (section 15)."""
@@ -309,7 +315,7 @@ class FreshImage(Image):
     # -- reading what was flushed
 
     def _read(self) -> Image:
-        if not self._whole:
+        if self._state != _WHOLE:
             raise NotSupported("The image cannot be read before it is flushed")
         if self._reader is None:
             from qimg.context import Context

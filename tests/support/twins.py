@@ -1,0 +1,287 @@
+"""One command line through both programs in two folders of the same content, and all that they leave compared.
+
+`Inputs` holds the files that a table's lines name. Each line gets them fresh: linked (and looked after: a file
+that changed fails the test), or copied where the name starts with ``t-``, a target. What the two programs
+leave is compared by the real program: content, structure, allocation (`image_differences`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from support import peers, release7
+from support.run import Both, Word, run_both
+
+#: What our file may take more than the real program's: the two place their tables differently.
+SPACE_SLACK = 64 << 10
+
+Row = tuple[int, int, bool, bool, bool, int]  # start, end, present, zero, data, depth
+
+
+class Different(NamedTuple):
+    """How ours differs on purpose. `row` is the number in docs/differences.md.
+
+    `code`, `err`, `out`: ours; None: as the real program's. `files`: whether what is left is the same."""
+
+    row: int
+    reason: str
+    code: int | None = None
+    err: str | None = None
+    out: str | None = None
+    files: bool = False
+
+
+def lines(table: str) -> list[str]:
+    """The invocations of a table; empty lines and remarks (``##``) are left out."""
+    return [line for line in table.splitlines() if line and not line.startswith("##")]
+
+
+class Inputs:
+    """The files in `folder`, handed out to pairs of folders below `scratch`."""
+
+    def __init__(self, folder: Path, scratch: Path) -> None:
+        self.folder = folder
+        self._scratch = scratch
+        self._count = 0
+        self._states: dict[str, tuple[int, int, int]] = {}
+
+    def pair(self, words: Iterable[str]) -> tuple[Path, Path]:
+        """Two fresh folders; of the targets (``t-``) they have those that `words` name."""
+        self._count += 1
+        folders = []
+        named = " ".join(words)
+        for program in ("real", "ours"):
+            folder = self._scratch / str(self._count) / program
+            folder.mkdir(parents=True)
+            folders.append(folder)
+            for entry in os.scandir(self.folder):
+                if entry.is_dir():
+                    self._link_folder(entry, folder)
+                elif not entry.name.startswith("t-"):
+                    os.link(entry.path, folder / entry.name)
+                elif entry.name in named:
+                    copy_sparse(Path(entry.path), folder / entry.name)
+        self._states = self._state()
+        return folders[0], folders[1]
+
+    @staticmethod
+    def _link_folder(entry: os.DirEntry[str], folder: Path) -> None:
+        (folder / entry.name).mkdir()
+        for inner in os.scandir(entry.path):
+            os.link(inner.path, folder / entry.name / inner.name)
+
+    def _state(self) -> dict[str, tuple[int, int, int]]:
+        found = {}
+        for name in os.listdir(self.folder):
+            info = os.stat(self.folder / name)
+            found[name] = (info.st_size, info.st_blocks, info.st_mtime_ns)
+        return found
+
+    def changed(self) -> list[str]:
+        """Inputs that a program changed although they were not its to change."""
+        now = self._state()
+        return [name for name, state in self._states.items() if now[name] != state]
+
+    def names(self) -> set[str]:
+        """Everything that a folder has before a program ran in it, but targets."""
+        return {entry.name for entry in os.scandir(self.folder) if not entry.name.startswith("t-")}
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """A copy whose holes are holes."""
+    with source.open("rb") as old, target.open("wb") as new:
+        size = os.fstat(old.fileno()).st_size
+        new.truncate(size)
+        at = 0
+        while at < size:
+            try:
+                at = os.lseek(old.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                break
+            end = os.lseek(old.fileno(), at, os.SEEK_HOLE)
+            os.pwrite(new.fileno(), os.pread(old.fileno(), end - at, at), at)
+            at = end
+
+
+# -- running a line
+
+
+def compare_line(
+    line: str,
+    inputs: Inputs,
+    different: dict[str, Different],
+    *,
+    format: str | None,
+    replace: dict[str, str] | None = None,
+) -> None:
+    """Run one line of a table through both programs; AssertionError tells all the ways in which they differ.
+
+    `format` is the format of what the line leaves; None: it leaves nothing to look at. `replace` has other
+    words for words of the line (device names, say)."""
+    words = [(replace or {}).get(word, word) for word in shlex.split(line)]
+    real_dir, our_dir = inputs.pair(words)
+    both = run_both(words, real_dir, our_dir)
+    intended = different.get(line)
+    problems = _answer_differences(both, intended)
+    problems += [f"input {name} was changed" for name in inputs.changed()]
+    if intended is None or intended.files:
+        problems += folder_differences(both, inputs.names(), format)
+    elif not problems and not _answer_differences(both, None):
+        problems.append("no difference any more: take it from the list")
+    assert not problems, "\n".join([line, *problems])
+
+
+def _answer_differences(both: Both, intended: Different | None) -> list[str]:
+    problems = []
+    code, out, err = both.real.code, both.real.out, both.real.err
+    if intended is not None:
+        code = code if intended.code is None else intended.code
+        out = out if intended.out is None else intended.out
+        err = err if intended.err is None else intended.err
+    ours = both.ours
+    our_err = ours.err if intended is not None and intended.err is not None else release7.errors(ours.err)
+    if ours.code != code:
+        problems.append(f"exit code {ours.code}, not {code}")
+    if ours.out != out:
+        problems.append(f"standard output\n  {ours.out!r}, not\n  {out!r}")
+    if our_err != err:
+        problems.append(f"standard error\n  {our_err!r}, not\n  {err!r}")
+    return problems
+
+
+def folder_differences(both: Both, inputs: set[str], format: str | None) -> list[str]:
+    """What differs in the files that the two programs left."""
+    made = [
+        {
+            entry.name
+            for entry in os.scandir(folder)
+            if entry.name not in inputs and not entry.is_dir()
+        }
+        for folder in (both.real_dir, both.our_dir)
+    ]
+    if made[0] != made[1]:
+        return [f"files: {sorted(made[1])}, not {sorted(made[0])}"]
+    if both.real.code != 0 or format is None:
+        return []
+    problems = []
+    for name in sorted(made[0]):
+        kind = "raw" if name.endswith((".data", ".raw")) else format
+        found = image_differences(both.real_dir / name, both.our_dir / name, kind)
+        problems += [f"{name}: {text}" for text in found]
+    return problems
+
+
+# -- images
+
+
+def image_differences(real: Path, ours: Path, format: str) -> list[str]:
+    """How our image differs from the real program's, by the real program's judgement.
+
+    The content must be the same, ours without errors or leaks, `info` the same but for the disk size, and
+    `map` the same but for offsets, and but for holes that ours has inside of data; ours must not take more
+    space."""
+    program = peers.need("qemu-img")
+    common = Path(os.path.commonpath([real, ours]))
+    commands: list[tuple[Sequence[Word], Path]] = [
+        (["compare", "-f", format, "-F", format, real.relative_to(common), ours.relative_to(common)], common),
+        (["info", "-f", format, "--output=json", real.name], real.parent),
+        (["info", "-f", format, "--output=json", ours.name], ours.parent),
+        (["map", "-f", format, "--output=json", real.name], real.parent),
+        (["map", "-f", format, "--output=json", ours.name], ours.parent),
+    ]
+    if format == "qcow2":
+        commands.append((["check", "-f", format, ours.name], ours.parent))
+    started = [
+        subprocess.Popen(
+            [program, *words],
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for words, cwd in commands
+    ]
+    outputs = [process.communicate(timeout=60)[0] for process in started]
+    problems = [
+        f"real {words[0]} of ours: exit {process.returncode}: {output}"
+        for (words, _), process, output in zip(commands, started, outputs, strict=True)
+        if process.returncode
+    ]
+    if problems:
+        return problems
+    problems += _info_differences(json.loads(outputs[1]), json.loads(outputs[2]))
+    problems += map_differences(map_rows(outputs[3]), map_rows(outputs[4]))
+    problems += _space_differences(real, ours, format)
+    return problems
+
+
+def _info_differences(real: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    for info in (real, ours):
+        info.pop("actual-size", None)
+    return [
+        f"info: {key} is {ours.get(key)!r}, not {real.get(key)!r}"
+        for key in sorted(real.keys() | ours.keys())
+        if real.get(key) != ours.get(key)
+    ]
+
+
+def _space_differences(real: Path, ours: Path, format: str) -> list[str]:
+    theirs, own = os.stat(real), os.stat(ours)
+    problems = []
+    if own.st_blocks * 512 > theirs.st_blocks * 512 + (SPACE_SLACK if format != "raw" else 0):
+        problems.append(f"takes {own.st_blocks * 512} bytes of disk, not {theirs.st_blocks * 512}")
+    if format == "raw" and own.st_size != theirs.st_size:
+        problems.append(f"length {own.st_size}, not {theirs.st_size}")
+    return problems
+
+
+def map_rows(text: str) -> list[Row]:
+    """`map --output=json` without offsets, neighbours of one kind joined."""
+    rows: list[Row] = []
+    for entry in json.loads(text):
+        start, end = entry["start"], entry["start"] + entry["length"]
+        kind = (entry["present"], entry["zero"], entry["data"], entry["depth"])
+        if rows and rows[-1][2:] == kind:
+            start = rows.pop()[0]
+        rows.append((start, end, *kind))
+    return rows
+
+
+def map_differences(real: list[Row], ours: list[Row]) -> list[str]:
+    """Where the two maps say different things. Data that ours knows to be zeros is no difference: it leaves
+    holes in clusters that the real program fills up with zeros."""
+    problems = []
+    for start, end, theirs, own in _overlaid(real, ours):
+        if theirs == own:
+            continue
+        if theirs[0] and theirs[2] and own == (True, True, *theirs[2:]):
+            continue
+        problems.append(f"map: {start}-{end} is {_told(own)}, not {_told(theirs)}")
+    return problems
+
+
+def _overlaid(
+    real: list[Row], ours: list[Row]
+) -> list[tuple[int, int, tuple[bool, bool, bool, int], tuple[bool, bool, bool, int]]]:
+    borders = sorted({at for rows in (real, ours) for row in rows for at in row[:2]})
+    both = []
+    for start, end in zip(borders, borders[1:], strict=False):
+        kinds = []
+        for rows in (real, ours):
+            found = [row[2:] for row in rows if row[0] <= start and end <= row[1]]
+            kinds.append(found[0] if found else (False, False, False, -1))
+        both.append((start, end, kinds[0], kinds[1]))
+    return both
+
+
+def _told(kind: tuple[bool, bool, bool, int]) -> str:
+    present, zero, data, depth = kind
+    words = [name for name, said in (("present", present), ("zero", zero), ("data", data)) if said]
+    return f"{'+'.join(words) or 'nothing'} at depth {depth}"
