@@ -284,8 +284,8 @@ class TestObjects:
         ],
     )
     def test_a_secret_holds_its_bytes(self, text: str, data: bytes, work: Path) -> None:
-        from qimg.cli.objects import make_object
+        from qimg.graph.objects import add_object
 
         (work / "pw").write_bytes(b"pass\nword\n")
         (work / "pw64").write_bytes(b"aGVs\nbG8=\n")
-        assert make_object(text, {}).data == data
+        assert add_object(text, {}).data == data

@@ -95,7 +95,8 @@ def run(session: Session, words: list[str]) -> int:
     operands = _parse(session, words, request)
     _check_combinations(request)
     if request.options.wants_help:
-        print_creation_options(session, request.output_format or "raw", operands[-1] if operands else None)
+        name = operands[-1] if len(operands) > 1 else None  # the only one is a source
+        print_creation_options(session, request.output_format or "raw", name)
         return 0
     if len(operands) < 2:
         raise CommandError("Must specify image file name")
