@@ -226,9 +226,7 @@ def convert(
         bitmaps=bitmaps,
         cache=cache,
     )
-    _convert.convert(
-        request, progress=_progress(progress), cancelled=cancelled, context=context or Context()
-    )
+    _convert.convert(request, progress=_progress(progress), cancelled=cancelled, context=context or Context())
 
 
 def compare(

@@ -127,9 +127,7 @@ class CorruptImage(FormatError):
         found: object = None,
         guest: int | None = None,
     ) -> None:
-        super().__init__(
-            message, file=file, field=field, offset=offset, expected=expected, found=found
-        )
+        super().__init__(message, file=file, field=field, offset=offset, expected=expected, found=found)
         self.guest = guest
 
     @property

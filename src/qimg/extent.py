@@ -62,9 +62,7 @@ if TYPE_CHECKING:
         source: Storage | None = None
 
 else:
-    Extent = record(
-        "Extent", ("start", "length", "flags", "depth", "host", "source"), (0, None, None)
-    )
+    Extent = record("Extent", ("start", "length", "flags", "depth", "host", "source"), (0, None, None))
 
 
 def is_data(extent: Extent) -> bool:

@@ -19,8 +19,7 @@ BOOL = "bool (on/off)"
 _TRUE = ("on", "yes", "true", "y")
 _FALSE = ("off", "no", "false", "n")
 _SIZE_HINT = (
-    "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-    "and exabytes, respectively."
+    "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
 )
 
 
@@ -61,13 +60,19 @@ def parse_size_option(name: str, text: str) -> int:
 
 
 def _parse_number(name: str, text: str) -> int:
-    try:
-        value = int(text, 0) if text[:2] in ("0x", "0X") else int(text)
-    except ValueError:
-        raise OptionError(f"Parameter '{name}' expects a number", option=name) from None
-    if not 0 <= value <= UINT64_MAX:
+    """A C integer: decimal, octal after 0 or hex after 0x, of at most 64 bits. Raises OptionError."""
+    digits = text.lstrip(" \t\n\v\f\r")
+    sign = digits[:1] if digits[:1] in ("+", "-") else ""
+    digits = digits.removeprefix(sign).lower()
+    base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
+    known = "0123456789abcdef"[:base]
+    body = digits.removeprefix("0x") if base == 16 else digits
+    if not body or body.strip(known):
         raise OptionError(f"Parameter '{name}' expects a number", option=name)
-    return value
+    value = int(body, base)
+    if value > UINT64_MAX:
+        raise OptionError(f"Value '{text}' is too large for parameter '{name}'", option=name)
+    return -value if sign == "-" else value
 
 
 def parse_bool(name: str, text: str) -> bool:
@@ -80,7 +85,7 @@ def parse_bool(name: str, text: str) -> bool:
 
 
 def split_pairs(text: str) -> list[tuple[str, str | None]]:
-    """``a=1,b,c=x,,y`` -> [("a", "1"), ("b", None), ("c", "x,y")]; in a value a doubled comma is a literal one.
+    """``a=1,b,c=x,,y`` -> [("a", "1"), ("b", None), ("c", "x,y")]; in a value a doubled comma is one.
 
     None as a value: the element had no ``=``; it ends at the first comma, doubled or not. A comma at the very
     end adds no element.

@@ -30,8 +30,6 @@ def record(name: str, fields: tuple[str, ...], defaults: tuple[object, ...] = ()
         pairs = (f"{field}={value!r}" for field, value in zip(fields, self, strict=True))
         return f"{name}({', '.join(pairs)})"
 
-    members: dict[str, object] = {
-        field: property(itemgetter(number)) for number, field in enumerate(fields)
-    }
+    members: dict[str, object] = {field: property(itemgetter(number)) for number, field in enumerate(fields)}
     members.update(__slots__=(), __new__=create, _replace=replace, __repr__=show, _fields=fields)
     return type(name, (tuple,), members)

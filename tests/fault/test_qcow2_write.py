@@ -10,7 +10,7 @@ import pytest
 from qimg.errors import QimgError, StorageError
 from qimg.formats.base import BitmapData
 from qimg.formats.qcow2 import alloc, refcounts, tables
-from qimg.formats.qcow2.write import FreshImage
+from qimg.formats.qcow2.fresh import FreshImage
 from qimg.storage.base import Storage
 from qimg.storage.fault import FaultStorage, Rule
 from qimg.storage.record import RecordStorage
@@ -68,7 +68,9 @@ def place(tmp_path: Path) -> Path:
     """A folder with the content to compare with, and a backing file of zeros."""
     disk = bytearray(SIZE)
     for kind, start, length in RUNS:
-        disk[start : start + length] = bytes(length) if kind == fresh.ZERO else CONTENT[start : start + length]
+        disk[start : start + length] = (
+            bytes(length) if kind == fresh.ZERO else CONTENT[start : start + length]
+        )
     (tmp_path / "raw").write_bytes(disk)
     (tmp_path / "base").write_bytes(bytes(SIZE))
     return tmp_path
@@ -103,9 +105,10 @@ class Judge:
 def moments(total: int) -> list[int]:
     """Some of 0 .. `total` - 1: the first, the last, and a few dozen between."""
     chance = random.Random(total)
-    return sorted({*range(min(total, 12)), *range(max(0, total - 12), total)} | set(
-        chance.sample(range(total), min(total, 40))
-    ))
+    return sorted(
+        {*range(min(total, 12)), *range(max(0, total - 12), total)}
+        | set(chance.sample(range(total), min(total, 40)))
+    )
 
 
 def interrupt(path: Path, options: str, rule: Rule | None, wraps: list[FaultStorage]) -> None:

@@ -49,8 +49,11 @@ def test_chunks_cover_the_rows_exactly_and_stay_in_their_grid(
         extents.append(Extent(position, length, flags, 0, host))
         position += length
     rows = list(plan_copy(extents, Policy(clear=clear)))
-    wanted = {byte: (row.action, row.extent.host and row.extent.host + byte - row.start)
-              for row in rows for byte in range(row.start, row.start + row.length)}
+    wanted = {
+        byte: (row.action, row.extent.host and row.extent.host + byte - row.start)
+        for row in rows
+        for byte in range(row.start, row.start + row.length)
+    }
     found: dict[int, tuple[int, int | None]] = {}
     last = -1
     for chunk in chunks(rows, 16, position, long_clear=long_clear):

@@ -20,7 +20,11 @@ def test_neighbours_join_only_where_the_host_continues() -> None:
     runs.append(10, 10, MAPPED, 1010)
     runs.append(20, 10, MAPPED, 5000)
     runs.append(30, 10, ZERO)
-    assert runs.take() == [Extent(0, 20, MAPPED, 0, 1000), Extent(20, 10, MAPPED, 0, 5000), Extent(30, 10, ZERO)]
+    assert runs.take() == [
+        Extent(0, 20, MAPPED, 0, 1000),
+        Extent(20, 10, MAPPED, 0, 5000),
+        Extent(30, 10, ZERO),
+    ]
 
 
 def test_what_lies_outside_is_cut_off_and_the_host_moves_along() -> None:
@@ -51,7 +55,8 @@ def test_the_truth_table_holds() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 200), st.integers(0, 50), st.sampled_from([0, HOLE, ZERO, MAPPED])), max_size=12
+        st.tuples(st.integers(0, 200), st.integers(0, 50), st.sampled_from([0, HOLE, ZERO, MAPPED])),
+        max_size=12,
     ),
     st.integers(0, 100),
     st.integers(1, 120),
@@ -81,4 +86,7 @@ def test_any_ascending_input_gives_a_gapless_cover(
         at += extent.length
     assert at == start + length
     for before, after in zip(taken, taken[1:], strict=False):
-        assert (before.flags, before.host is None) != (after.flags, after.host is None) or after.flags == MAPPED
+        assert (before.flags, before.host is None) != (
+            after.flags,
+            after.host is None,
+        ) or after.flags == MAPPED

@@ -30,7 +30,13 @@ def test_the_size_is_the_sum_of_the_fields_without_padding() -> None:
 
 def test_unpacking_reads_each_field_at_its_place() -> None:
     found = Sample.unpack(b"xx" + RAW, 2)
-    assert (found.a, found.b, found.c, found.d, found.e) == (1, 0x0203, 0x04050607, 0x08090A0B0C0D0E0F, b"hello")
+    assert (found.a, found.b, found.c, found.d, found.e) == (
+        1,
+        0x0203,
+        0x04050607,
+        0x08090A0B0C0D0E0F,
+        b"hello",
+    )
 
 
 def test_packing_gives_the_bytes_back() -> None:

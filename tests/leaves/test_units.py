@@ -36,7 +36,24 @@ def test_a_size_is_read_as_the_sheet_says(text: str, value: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "k", "1.5", "1.5b", "1KiB", "1kB", "1MM", "1,000", "1_000", "inf", "nan", "1e3", "0x", "0x10k", "1 "]
+    [
+        "",
+        " ",
+        "k",
+        "1.5",
+        "1.5b",
+        "1KiB",
+        "1kB",
+        "1MM",
+        "1,000",
+        "1_000",
+        "inf",
+        "nan",
+        "1e3",
+        "0x",
+        "0x10k",
+        "1 ",
+    ]
     + ["--1", "+-1", ".", ".k", "1..5k", "٣", "-1k", "-1.5k"],
 )
 def test_text_that_is_no_size_is_refused(text: str) -> None:

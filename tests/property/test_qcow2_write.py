@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from qimg.formats.qcow2 import alloc, refcounts, tables
 from qimg.storage.base import Filter, Storage
-
 from support import fresh
 from support.build import assert_real_check_clean, assert_real_identical
 

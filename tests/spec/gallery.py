@@ -3,6 +3,7 @@
 `SCRIPT` makes them, one line a step; `patch` puts in by hand what no program writes. Names tell what is special.
 """
 
+# ruff: noqa: E501  (a line is a step)
 from __future__ import annotations
 
 import hashlib
@@ -12,15 +13,14 @@ import subprocess
 from pathlib import Path
 
 from support import peers
-from support.run import _environment
 
 #: `new NAME SIZE OPTIONS...` makes a qcow2 image, `io NAME COMMAND...` changes it through qemu-io.
 SCRIPT = r"""
 set -e
 io() { local name=$1; shift; local args=(); for c in "$@"; do args+=(-c "$c"); done
-       qemu-io -f qcow2 "${args[@]}" "$name" > io.log 2>&1 || { cat io.log >&2; exit 1; }; }
+       qemu-io -t unsafe -f qcow2 "${args[@]}" "$name" > io.log 2>&1 || { cat io.log >&2; exit 1; }; }
 rawio() { local name=$1; shift; local args=(); for c in "$@"; do args+=(-c "$c"); done
-       qemu-io -f raw "${args[@]}" "$name" > io.log; }
+       qemu-io -t unsafe -f raw "${args[@]}" "$name" > io.log; }
 new() { local name=$1 size=$2; shift 2; qemu-img create -q -f qcow2 "$@" "$name" "$size"; }
 crash() { (ulimit -c 0; qemu-io -f qcow2 -c "$2" -c 'sigraise 9' "$1" >/dev/null 2>&1) || true; }
 
@@ -124,7 +124,7 @@ new onzero.q 1M -b zero.q -F qcow2
 new ext-ov.q 1M -b base.q -F qcow2 -o extended_l2=on; io ext-ov.q 'write -P 5 2k 2k' 'write -z 70k 2k' 'write -P 6 640k 2k'
 new ext-ov2.q 1M -b ext-ov.q -F qcow2; io ext-ov2.q 'write -P 5 128k 64k'
 new df-ov.q 2M -b df.q -F qcow2 -o data_file=df-ov.data; io df-ov.q 'write -P 5 0 64k'
-new abs.q 1M -b "$PWD/base.q" -F qcow2
+new abs.q 1M -u -b "$FINAL/base.q" -F qcow2
 new json.q 1M -b 'json:{"driver":"qcow2","file":{"driver":"file","filename":"base.q"}}' -F qcow2
 new jsonplain.q 1M -b "json:{'file.filename':'full.raw','driver':'raw'}" -F raw
 new jsonwindow.q 512k -b "json:{'file.filename':'holes.raw','driver':'raw','offset':65536,'size':262144}" -F raw
@@ -148,8 +148,7 @@ qemu-img convert -O qcow2 ov.q flat.q
 qemu-img convert -O raw ov.q flat.raw
 qemu-img convert -O qcow2 -o cluster_size=4k data.q data4k.q
 new reversed.q 1M; io reversed.q 'write -P 7 512k 512k' 'write -P 7 0 512k'
-new inside.q 4M; qemu-img convert -O qcow2 a.q inner.tmp
-qemu-img convert -n -O qcow2 inner.tmp inside.q 2>/dev/null; dd if=inner.tmp of=nested.img bs=64k status=none; rm inner.tmp
+qemu-img convert -O qcow2 a.q nested.img
 qemu-img convert -f raw -O qcow2 nested.img nested.q
 
 # -- copies for what is patched in
@@ -246,7 +245,7 @@ def _patch_tables(folder: Path) -> None:
     cluster = 65536
     path, l1, l2, table, block = of("leak")
     count = path.stat().st_size // cluster
-    path.open("ab").write(bytes(cluster))
+    os.truncate(path, (count + 1) * cluster)
     patch(path, block + 2 * count, b"\0\1")
     path, l1, l2, table, block = of("double")
     patch(path, block + 2 * 5, b"\0\3")
@@ -316,12 +315,13 @@ def _patch_tables(folder: Path) -> None:
     patch(path, at + 20, struct.pack(">QI", 123_456_789_012_345, 5 << 20))
 
 
-def build(folder: Path) -> None:
-    """Make all images in the empty `folder`."""
+def build(folder: Path, final: Path | None = None) -> None:
+    """Make all images in the empty `folder`, which will be called `final` (one of them says so)."""
     for program in ("qemu-img", "qemu-io"):
         peers.need(program)
+    env = {**os.environ, "LC_ALL": "C.UTF-8", "FINAL": str(final or folder)}
     done = subprocess.run(
-        ["bash", "-c", SCRIPT], cwd=folder, env=_environment(None), capture_output=True, text=True, check=False
+        ["bash", "-c", SCRIPT], cwd=folder, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     _patch_headers(folder)

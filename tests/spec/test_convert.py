@@ -8,12 +8,11 @@ the folder is compared: guest content, structure, allocation, space. A line that
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 import pytest
 
-from support.disks import gallery
-from support.twins import Different, Inputs, compare_line, lines
+from support.disks import disks
+from support.twins import CONTENT, SAME, Different, Inputs, compare_line, lines
 
 pytestmark = pytest.mark.peer("qemu-img", "qemu-io")
 
@@ -322,16 +321,15 @@ convert --bitmaps -O qcow2 stale.q out
 convert --bitmaps -O qcow2 -o compat=0.10 marked.q out
 convert --bitmaps -O qcow2 mixed.raw out
 convert --bitmaps -O raw marked.q out
+convert --bitmaps -O qcow2 v2.q out
 convert --bitmaps marked.q marked.q -O qcow2 out
 convert --bitmaps -O qcow2 -o data_file=out.data marked.q out
 convert --bitmaps -O qcow2 -B base.raw -F raw marked.q out
 """
 
 OPTIONS = r"""
-convert -p mixed.raw out
 convert -p holes.raw out
 convert -p empty.raw out
-convert -p -O qcow2 plain.q out
 convert -p -q mixed.raw out
 convert -q mixed.raw out
 convert -p missing out
@@ -404,7 +402,6 @@ convert -n -C mixed.raw t-same.raw
 convert -n -C sectors.raw t-big.raw
 convert -n -m 1 mixed.raw t-same.raw
 convert -n -W mixed.raw t-same.raw
-convert -n -p mixed.raw t-same.raw
 convert -n --target-is-zero mixed.raw t-same.raw
 convert -n --target-is-zero plain.q t-big.raw
 convert -n -t none mixed.raw t-same.raw
@@ -430,7 +427,9 @@ convert mixed.raw t-old.q
 convert holes.raw t-big.raw
 convert tiny.raw t-big.raw
 convert -c -O qcow2 mixed.raw t-big.raw
-convert -O qcow2 -o data_file=t-junk mixed.raw out
+convert -O qcow2 -B t-old.q -F qcow2 mixed.raw t-old.q
+convert -O qcow2 -B base.raw -F raw -o data_file=t-other.data short.q t-old.q
+convert -O qcow2 -o data_file=t-other.data mixed.raw out
 """
 
 REFUSED = r"""
@@ -439,6 +438,11 @@ convert future.q out
 convert torn.q out
 convert -O qcow2 torn.q out
 convert -p torn.q out
+convert --salvage torn.q out
+convert -n -O qcow2 mixed.raw t-old.q
+convert -n -O qcow2 -B base.raw -F raw short.q t-over.q
+convert -n --target-image-opts mixed.raw driver=qcow2,file.filename=t-old.q
+convert -n --bitmaps -O qcow2 marked.q t-old.q
 convert -f qcow2 mixed.raw out
 convert -f nosuch mixed.raw out
 convert missing out
@@ -464,8 +468,15 @@ convert -O qcow2 top.q base.raw
 convert top.q base.raw
 convert -n top.q base.raw
 convert -n -O qcow2 top.q mid.q
-convert -U plain.q plain.q
-convert -U mixed.raw mixed.raw
+convert -U t-old.q t-old.q
+convert -U -O qcow2 t-old.q t-old.q
+convert -U t-same.raw t-same.raw
+convert -U t-same.raw ./t-same.raw
+convert -U t-top.q t-under.raw
+convert -U -O qcow2 t-top.q t-under.raw
+convert -U -O qcow2 -o data_file=t-same.raw t-same.raw out
+convert -n -U t-same.raw t-same.raw
+convert --image-opts driver=raw,file.filename=t-same.raw,file.locking=off t-same.raw
 convert -O qcow2 -B out -F qcow2 mixed.raw out
 convert -O qcow2 -B missing -F raw mixed.raw out
 convert -O qcow2 -B missing mixed.raw out
@@ -519,8 +530,6 @@ convert /dev/null out
 convert /dev/zero out
 convert -O qcow2 mixed.raw /dev/null
 convert -n mixed.raw /dev/null
-convert -O qcow2 -o '?'
-convert -O qcow2 -o cluster_size=4k,? mixed.raw
 """
 
 TABLES = {
@@ -537,7 +546,124 @@ TABLES = {
 }
 CASES = [line for table in TABLES.values() for line in lines(table)]
 
-DIFFERENT: dict[str, Different] = {}
+ITSELF = "a conversion onto its own source costs the source"
+EARLY = "what can be refused before the target is touched is refused then"
+WORDS = "another order of checks: the words are about what is found first"
+LATER = "comes later, and the message says so"
+STATUS = "warning: error while reading block status at offset"
+READING = "warning: error while reading offset"
+
+
+def _error(*lines: str) -> str:
+    return "".join(f"{line if line.startswith('Is ') else 'qemu-img: ' + line}\n" for line in lines)
+
+
+def _refused(row: int, reason: str, *lines: str) -> Different:
+    return Different(row, reason, 1, _error(*lines) if lines else None)
+
+
+def _itself(name: str, format: str) -> Different:
+    return _refused(
+        30,
+        ITSELF,
+        f'{name}: error while converting {format}: Failed to get "write" lock',
+        f"Is another process using the image [{name}]?",
+    )
+
+
+DIFFERENT: dict[str, Different] = {
+    "convert -U t-old.q t-old.q": _itself("t-old.q", "raw"),
+    "convert -U -O qcow2 t-old.q t-old.q": _itself("t-old.q", "qcow2"),
+    "convert -U t-same.raw t-same.raw": _itself("t-same.raw", "raw"),
+    "convert -U t-same.raw ./t-same.raw": _itself("./t-same.raw", "raw"),
+    "convert -U -O qcow2 -o data_file=t-same.raw t-same.raw out": _refused(
+        30,
+        ITSELF,
+        'out: error while converting qcow2: Failed to get "write" lock',
+        "Is another process using the image [t-same.raw]?",
+    ),
+    "convert -U t-top.q t-under.raw": _itself("t-under.raw", "raw"),
+    "convert -U -O qcow2 t-top.q t-under.raw": _itself("t-under.raw", "qcow2"),
+    "convert --image-opts driver=raw,file.filename=t-same.raw,file.locking=off t-same.raw": _itself(
+        "t-same.raw", "raw"
+    ),
+    "convert --bitmaps -O qcow2 -o compat=0.10 marked.q out": _refused(1, EARLY),
+    "convert --bitmaps -O raw marked.q out": _refused(1, EARLY),
+    "convert -o preallocation=metadata mixed.raw out": _refused(1, EARLY),
+    "convert -O qcow2 -B missing -F raw mixed.raw out": _refused(1, EARLY),
+    "convert -O qcow2 -B base.raw -F qcow2 mixed.raw out": _refused(1, EARLY),
+    "convert -O qcow2 -B lost.q -F qcow2 mixed.raw out": _refused(1, EARLY),
+    "convert -O qcow2 -B out -F qcow2 mixed.raw out": _refused(
+        1,
+        EARLY,
+        "Could not open 'out': Could not open backing file: Could not open 'out': No such file or directory",
+    ),
+    "convert -O qcow2 -B t-old.q -F qcow2 mixed.raw t-old.q": _refused(
+        1,
+        EARLY,
+        't-old.q: error while converting qcow2: Failed to get "write" lock',
+        "Is another process using the image [t-old.q]?",
+    ),
+    "convert -O qcow2 -B missing mixed.raw out": _refused(
+        4,
+        "the detection of the format fails, and says so",
+        "Could not open 'out': Could not open backing file:"
+        " Could not open 'missing': No such file or directory",
+    ),
+    "convert -c -O qcow2 -o data_file=out.data mixed.raw out": _refused(
+        31,
+        "the real program creates the image, then fails, with or without a message",
+        "Compression and an external data file not supported at the same time",
+    ),
+    "convert -c -O qcow2 -B base.raw -F raw -o cluster_size=256k c512-over.q out": Different(
+        32, "clusters of which the source's top image has nothing stay unallocated", files=CONTENT
+    ),
+    "convert -c -O qcow2 -B base.raw -F raw -o extended_l2=on c512-over.q out": Different(
+        32, "clusters of which the source's top image has nothing stay unallocated", files=CONTENT
+    ),
+    "convert -O qcow2 -o data_file=out.data odd.raw out": Different(
+        33, "the data file ends with the disk, not with its last cluster", files=CONTENT
+    ),
+    "convert -S 1536 -O qcow2 -o cluster_size=512 sectors.raw out": Different(
+        34, "blocks of zeros begin at multiples of S, also if S is no power of two", files=CONTENT
+    ),
+    "convert -O qcow2 -o preallocation=metadata,cluster_size=512 sectors.raw out": Different(
+        35, "clusters lie elsewhere, so that others share a block of the file system", files=CONTENT
+    ),
+    "convert -O qcow2 -B '' -F raw mixed.raw out": _refused(
+        36, "the real program crashes", "Expected backing file name, got empty string"
+    ),
+    "convert -n -O nosuch mixed.raw t-same.raw": _refused(37, WORDS, "Unknown file format 'nosuch'"),
+    "convert -O qcow2 -o data_file=out,data_file_raw=on mixed.raw out": _refused(
+        37,
+        WORDS,
+        'out: error while converting qcow2: Failed to get "write" lock',
+        "Is another process using the image [out]?",
+    ),
+    "convert --salvage torn.q out": Different(
+        38,
+        "each sector is told of once when its place is not known, and once when it cannot be read",
+        err=(
+            "qcow2: Image is corrupt: L2 table offset 0x200 unaligned (L1 index: 0);"
+            " further non-fatal corruption events will be suppressed\n"
+            + "".join(_error(f"{STATUS} {at}: Input/output error") for at in range(0, 4 << 16, 512))
+            + "".join(_error(f"{READING} {at}: Input/output error") for at in range(0, 4 << 16, 512))
+        ),
+        files=SAME,
+    ),
+    "convert -n -O qcow2 mixed.raw t-old.q": _refused(
+        0, LATER, "Writing to existing qcow2 images is not supported yet"
+    ),
+    "convert -n --target-image-opts mixed.raw driver=qcow2,file.filename=t-old.q": _refused(
+        0, LATER, "Writing to existing qcow2 images is not supported yet"
+    ),
+    "convert -O qcow2 -o encryption=on mixed.raw out": _refused(
+        0, LATER, "out: error while converting qcow2: Encryption is not supported yet"
+    ),
+    "convert -O qcow2 -o encrypt.format=luks mixed.raw out": _refused(
+        0, LATER, "out: error while converting qcow2: Encryption is not supported yet"
+    ),
+}
 
 
 @pytest.fixture(scope="module")

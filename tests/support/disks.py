@@ -158,8 +158,11 @@ class _Disks:
     def _targets(self) -> None:
         for name, size in (("small", MIB // 2), ("same", MIB), ("big", 2 * MIB), ("odd", MIB + 700)):
             self._path(f"t-{name}.raw").write_bytes(b"\xee" * size)
-        self._path("t-junk").write_bytes(b"junk " * 1000)
+        for name in ("t-junk", "t-other.data"):
+            self._path(name).write_bytes(b"junk " * 1000)
         self._image("t-old.q", "ZZZZ" * 4)
+        write_raw(self._path("t-under.raw"), "U" * 16)
+        self._image("t-top.q", "T--0", backing="t-under.raw", backing_format="raw", size=MIB)
         self._image("t-over.q", "Z--Z", backing="base.raw", backing_format="raw", size=MIB)
         os.chmod(self._path("t-junk"), 0o640)
 

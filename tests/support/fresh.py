@@ -13,7 +13,7 @@ from qimg.context import Context
 from qimg.formats.base import CreateHelp
 from qimg.formats.qcow2.create import create
 from qimg.formats.qcow2.create_options import CREATE_OPTIONS
-from qimg.formats.qcow2.write import FreshImage
+from qimg.formats.qcow2.fresh import FreshImage
 from qimg.options import parse_values, split_pairs
 from qimg.storage.base import Storage
 from qimg.storage.posix import PosixFile
@@ -38,7 +38,9 @@ def make(
 ) -> FreshImage:
     """A fresh image of `size` bytes with these ``-o`` options, not flushed. `wrap` puts a filter around the
     image's storage and around the data file's."""
-    pairs = [(name, "on" if value is None else value) for name, value in split_pairs(options)] if options else []
+    pairs = (
+        [(name, "on" if value is None else value) for name, value in split_pairs(options)] if options else []
+    )
     values = parse_values(CREATE_OPTIONS, pairs)
 
     def open_data_file(name: str, length: int, preallocation: str) -> Storage:

@@ -27,6 +27,12 @@ ERRORS: tuple[tuple[str, str], ...] = (
         r"does not support image creation, and opening the image failed: ",
     ),
     (
+        r"Value '-\d+' is out of range for parameter '(.*)'",
+        r"Parameter '\1' expects a non-negative number below 2^64\n"
+        r"Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
+        r"and exabytes, respectively.",
+    ),
+    (
         r"Could not create snapshot '(.*)': Operation not supported",
         r"Could not create snapshot '\1': -95 (Operation not supported)",
     ),

@@ -1,8 +1,8 @@
-"""One command line through both programs in two folders of the same content, and all that they leave compared.
+"""One command line through both programs in folders of the same content; all that they leave is compared.
 
-`Inputs` holds the files that a table's lines name. Each line gets them fresh: linked (and looked after: a file
-that changed fails the test), or copied where the name starts with ``t-``, a target. What the two programs
-leave is compared by the real program: content, structure, allocation (`image_differences`).
+`Inputs` holds the files that a table's lines name. Each line gets them fresh: linked (and looked after: a
+file that changed fails the test), or copied where the name starts with ``t-``, a target. What the two
+programs leave is compared by the real program: content, structure, allocation (`image_differences`).
 """
 
 from __future__ import annotations
@@ -11,30 +11,38 @@ import json
 import os
 import shlex
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from support import peers, release7
-from support.run import Both, Word, run_both
+from support.run import Both, run_both, run_real
 
-#: What our file may take more than the real program's: the two place their tables differently.
+#: What our file may take more than the real program's: the two place their tables differently, and a raw
+#: file may need one more block for the file system's own list of its pieces.
 SPACE_SLACK = 64 << 10
+RAW_SLACK = 4096
 
 Row = tuple[int, int, bool, bool, bool, int]  # start, end, present, zero, data, depth
 
 
-class Different(NamedTuple):
-    """How ours differs on purpose. `row` is the number in docs/differences.md.
+#: What may be said of the files that are left where ours differs: all of `folder_differences` holds, only the
+#: guest's bytes are the same (and ours is sound), or there is nothing to compare.
+SAME, CONTENT, NOTHING = "same", "content", "nothing"
 
-    `code`, `err`, `out`: ours; None: as the real program's. `files`: whether what is left is the same."""
+
+class Different(NamedTuple):
+    """How ours differs on purpose. `row` is the number in docs/differences.md, 0: "Not there yet".
+
+    `code`, `err`, `out`: ours; None: as the real program's. `files`: SAME, CONTENT or NOTHING."""
 
     row: int
     reason: str
     code: int | None = None
     err: str | None = None
     out: str | None = None
-    files: bool = False
+    files: str = NOTHING
 
 
 def lines(table: str) -> list[str]:
@@ -49,7 +57,7 @@ class Inputs:
         self.folder = folder
         self._scratch = scratch
         self._count = 0
-        self._states: dict[str, tuple[int, int, int]] = {}
+        self._states: dict[str, tuple[int, int]] = {}
 
     def pair(self, words: Iterable[str]) -> tuple[Path, Path]:
         """Two fresh folders; of the targets (``t-``) they have those that `words` name."""
@@ -76,17 +84,26 @@ class Inputs:
         for inner in os.scandir(entry.path):
             os.link(inner.path, folder / entry.name / inner.name)
 
-    def _state(self) -> dict[str, tuple[int, int, int]]:
+    def _state(self) -> dict[str, tuple[int, int]]:
         found = {}
         for name in os.listdir(self.folder):
             info = os.stat(self.folder / name)
-            found[name] = (info.st_size, info.st_blocks, info.st_mtime_ns)
+            found[name] = (info.st_size, info.st_mtime_ns)
         return found
 
     def changed(self) -> list[str]:
         """Inputs that a program changed although they were not its to change."""
         now = self._state()
         return [name for name, state in self._states.items() if now[name] != state]
+
+    def lost(self, folder: Path) -> list[str]:
+        """Targets in `folder`, of a command that failed, that are not what they were."""
+        return [
+            f"target {entry.name} was changed"
+            for entry in os.scandir(folder)
+            if entry.name.startswith("t-")
+            and (self.folder / entry.name).read_bytes() != Path(entry.path).read_bytes()
+        ]
 
     def names(self) -> set[str]:
         """Everything that a folder has before a program ran in it, but targets."""
@@ -130,9 +147,16 @@ def compare_line(
     intended = different.get(line)
     problems = _answer_differences(both, intended)
     problems += [f"input {name} was changed" for name in inputs.changed()]
-    if intended is None or intended.files:
-        problems += folder_differences(both, inputs.names(), format)
-    elif not problems and not _answer_differences(both, None):
+    if both.ours.code:
+        problems += inputs.lost(our_dir)
+    allowed = SAME if intended is None else intended.files
+    if allowed != NOTHING:
+        problems += folder_differences(both, inputs.names(), format, content_only=allowed == CONTENT)
+    if (
+        intended is not None
+        and not problems
+        and not (_answer_differences(both, None) or folder_differences(both, inputs.names(), format))
+    ):
         problems.append("no difference any more: take it from the list")
     assert not problems, "\n".join([line, *problems])
 
@@ -155,14 +179,12 @@ def _answer_differences(both: Both, intended: Different | None) -> list[str]:
     return problems
 
 
-def folder_differences(both: Both, inputs: set[str], format: str | None) -> list[str]:
-    """What differs in the files that the two programs left."""
+def folder_differences(
+    both: Both, inputs: set[str], format: str | None, *, content_only: bool = False
+) -> list[str]:
+    """What differs in the files that the two programs left; `content_only`: in what a guest reads of them."""
     made = [
-        {
-            entry.name
-            for entry in os.scandir(folder)
-            if entry.name not in inputs and not entry.is_dir()
-        }
+        {entry.name for entry in os.scandir(folder) if entry.name not in inputs and not entry.is_dir()}
         for folder in (both.real_dir, both.our_dir)
     ]
     if made[0] != made[1]:
@@ -171,8 +193,10 @@ def folder_differences(both: Both, inputs: set[str], format: str | None) -> list
         return []
     problems = []
     for name in sorted(made[0]):
-        kind = "raw" if name.endswith((".data", ".raw")) else format
-        found = image_differences(both.real_dir / name, both.our_dir / name, kind)
+        kind = "raw" if name.endswith(".data") else format
+        if kind == "raw" and format != "raw" and content_only:
+            continue  # part of an image
+        found = image_differences(both.real_dir / name, both.our_dir / name, kind, content_only=content_only)
         problems += [f"{name}: {text}" for text in found]
     return problems
 
@@ -180,23 +204,46 @@ def folder_differences(both: Both, inputs: set[str], format: str | None) -> list
 # -- images
 
 
-def image_differences(real: Path, ours: Path, format: str) -> list[str]:
+def image_differences(real: Path, ours: Path, format: str, *, content_only: bool = False) -> list[str]:
     """How our image differs from the real program's, by the real program's judgement.
 
     The content must be the same, ours without errors or leaks, `info` the same but for the disk size, and
     `map` the same but for offsets, and but for holes that ours has inside of data; ours must not take more
     space."""
-    program = peers.need("qemu-img")
     common = Path(os.path.commonpath([real, ours]))
-    commands: list[tuple[Sequence[Word], Path]] = [
-        (["compare", "-f", format, "-F", format, real.relative_to(common), ours.relative_to(common)], common),
-        (["info", "-f", format, "--output=json", real.name], real.parent),
-        (["info", "-f", format, "--output=json", ours.name], ours.parent),
-        (["map", "-f", format, "--output=json", real.name], real.parent),
-        (["map", "-f", format, "--output=json", ours.name], ours.parent),
+    asked = ["-f", format, "--output=json"]
+    both = [str(path.relative_to(common)) for path in (real, ours)]
+    commands: list[tuple[list[str], Path]] = [
+        (["compare", "-f", format, "-F", format, *both], common),
+        (["info", *asked, f"./{real.name}"], real.parent),
+        (["info", *asked, f"./{ours.name}"], ours.parent),
+        (["map", *asked, f"./{real.name}"], real.parent),
+        (["map", *asked, f"./{ours.name}"], ours.parent),
     ]
     if format == "qcow2":
-        commands.append((["check", "-f", format, ours.name], ours.parent))
+        commands.append((["check", "-f", format, f"./{ours.name}"], ours.parent))
+    answers = _run_all(commands)
+    if answers[3] == answers[4] and answers[3][0] and "Could not open backing file" in answers[3][1]:
+        # Created without looking at the backing file (-u): the header is all that there is to compare.
+        return _info_differences(json.loads(answers[1][1]), json.loads(answers[2][1]))
+    problems = [
+        f"real {words[0]} of ours: exit {code}: {output}"
+        for (words, _), (code, output) in zip(commands, answers, strict=True)
+        if code and not (words[0] == "compare" and "Could not open" in output)
+    ]
+    if answers[0][0] and not problems and _guest(real, format) != _guest(ours, format):
+        problems.append("the guest's bytes differ")
+    if problems or content_only:
+        return problems
+    problems += _info_differences(json.loads(answers[1][1]), json.loads(answers[2][1]))
+    problems += map_differences(map_rows(answers[3][1]), map_rows(answers[4][1]))
+    problems += _space_differences(real, ours, format)
+    return problems
+
+
+def _run_all(commands: list[tuple[list[str], Path]]) -> list[tuple[int, str]]:
+    """Run the real program with these words in these folders, all at once: exit codes and outputs."""
+    program = peers.need("qemu-img")
     started = [
         subprocess.Popen(
             [program, *words],
@@ -209,17 +256,16 @@ def image_differences(real: Path, ours: Path, format: str) -> list[str]:
         for words, cwd in commands
     ]
     outputs = [process.communicate(timeout=60)[0] for process in started]
-    problems = [
-        f"real {words[0]} of ours: exit {process.returncode}: {output}"
-        for (words, _), process, output in zip(commands, started, outputs, strict=True)
-        if process.returncode
-    ]
-    if problems:
-        return problems
-    problems += _info_differences(json.loads(outputs[1]), json.loads(outputs[2]))
-    problems += map_differences(map_rows(outputs[3]), map_rows(outputs[4]))
-    problems += _space_differences(real, ours, format)
-    return problems
+    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
+
+
+def _guest(path: Path, format: str) -> bytes:
+    """The guest's bytes, read in the image's own folder: for names that are relative to that."""
+    target = path.with_name(path.name + ".guest")
+    run_real(["convert", "-f", format, "-O", "raw", f"./{path.name}", target], path.parent).ok()
+    data = target.read_bytes()
+    target.unlink()
+    return data
 
 
 def _info_differences(real: dict[str, Any], ours: dict[str, Any]) -> list[str]:
@@ -235,7 +281,8 @@ def _info_differences(real: dict[str, Any], ours: dict[str, Any]) -> list[str]:
 def _space_differences(real: Path, ours: Path, format: str) -> list[str]:
     theirs, own = os.stat(real), os.stat(ours)
     problems = []
-    if own.st_blocks * 512 > theirs.st_blocks * 512 + (SPACE_SLACK if format != "raw" else 0):
+    slack = RAW_SLACK if format == "raw" else SPACE_SLACK
+    if own.st_blocks * 512 > theirs.st_blocks * 512 + slack:
         problems.append(f"takes {own.st_blocks * 512} bytes of disk, not {theirs.st_blocks * 512}")
     if format == "raw" and own.st_size != theirs.st_size:
         problems.append(f"length {own.st_size}, not {theirs.st_size}")
@@ -272,7 +319,7 @@ def _overlaid(
 ) -> list[tuple[int, int, tuple[bool, bool, bool, int], tuple[bool, bool, bool, int]]]:
     borders = sorted({at for rows in (real, ours) for row in rows for at in row[:2]})
     both = []
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in pairwise(borders):
         kinds = []
         for rows in (real, ours):
             found = [row[2:] for row in rows if row[0] <= start and end <= row[1]]

@@ -67,15 +67,21 @@ def run(session: Session, words: list[str]) -> int:
 
 def _entries(session: Session, request: Request, name: str) -> Iterator[MapEntry]:
     """The extents of one image, which is opened before this returns: nothing is printed if that fails."""
-    from qimg.jobs.map import map_extents
+    from qimg.jobs.map import MetadataError, map_extents
 
     spec = image_spec(
         name, format=request.format, image_opts=request.image_opts, force_share=request.force_share
     )
     entries = map_extents(spec, start=request.start, length=request.length, context=session.context)
-    first = next(entries)
+    first: MapEntry | MetadataError
+    try:
+        first = next(entries)
+    except MetadataError as error:
+        first = error
 
     def all_entries() -> Iterator[MapEntry]:
+        if isinstance(first, MetadataError):
+            raise first
         yield first
         yield from entries
 
@@ -110,14 +116,28 @@ def _print_rows(session: Session, entries: Iterable[MapEntry]) -> None:
         session.console.out(map_row(entry))
 
 
+def _print_array(session: Session, request: Request, name: str) -> None:
+    """The JSON array of one image. Where the tables cannot be read to their end, it stays open."""
+    from qimg.cli.render_json import map_rows
+    from qimg.jobs.map import MetadataError
+
+    opening = "["
+    try:
+        for text in map_rows(_entries(session, request, name)):
+            session.console.out(text)
+            opening = ",\n"
+    except MetadataError:
+        session.console.out(opening)
+        raise
+    session.console.out("\n")
+
+
 def _show_json(session: Session, request: Request, names: list[str]) -> int:
     from qimg.cli.render_json import map_rows
 
     console = session.console
     if len(names) == 1:
-        for text in map_rows(_entries(session, request, names[0])):
-            console.out(text)
-        console.out("\n")
+        _print_array(session, request, names[0])
         return 0
     opening = "["
 

@@ -112,6 +112,7 @@ class Image:
     backing      what the header names, or None. The graph decides whether to open it.
     data_file    what holds the guest's data when it is not `file`; attach it with `attach_data_file`.
     encrypted    data needs a key.
+    lookup_span  guest bytes that one look into the tables tells of, counted from 0; None: any number.
     """
 
     format_name: str
@@ -122,8 +123,11 @@ class Image:
     backing: Reference | None = None
     data_file: Reference | None = None
     encrypted: bool = False
+    lookup_span: int | None = None
     #: None where the format has no such flag.
     dirty: bool | None = None
+    #: An image that was opened, not created, can be written to as well.
+    can_write: bool = False
     #: Writing: what `allocate` gives reads as zeros until written to.
     zero_init: bool = False
     #: Writing: `encode` and `write_encoded` work.
@@ -291,6 +295,10 @@ class Format:
     def validate_create(self, size: int, options: dict[str, Value]) -> None:
         """Raise OptionError or LimitError for what `create` would refuse. No I/O."""
 
+    def check_place(self, file: Storage, size: int, options: dict[str, Value]) -> None:
+        """Raise NotSupported where `file`, opened but with its old content, cannot hold a new image. Changes
+        nothing."""
+
     def create(self, file: Storage, size: int, options: dict[str, Value], help: CreateHelp) -> Image:
         """Write a minimal valid empty image of `size` guest bytes into the empty `file` and return it open
         for writing. `options` are typed values of `create_options` (only those given, plus defaults)."""
@@ -299,5 +307,3 @@ class Format:
     def measure(self, source: MeasureSource, options: dict[str, Value]) -> Measure:
         """Sizes that an image with these creation options would have. Raises OptionError, NotSupported."""
         raise NotSupported(f"Block driver '{self.name}' does not support size measurement")
-
-

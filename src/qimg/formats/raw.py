@@ -36,20 +36,21 @@ class RawImage(Image):
     format_name = "raw"
     granularity = 1
     can_mark_zero = True
+    can_write = True
 
     def __init__(
-        self, file: Storage, size: int, *, offset: int = 0, new: bool = False, reserved: bool = False
+        self, file: Storage, size: int, *, offset: int = 0, new: bool = False, preallocation: str = "off"
     ) -> None:
         """`size` guest bytes at `offset` of `file`. `new`: the file holds nothing yet, see the module;
-        `reserved`: its space has been allocated and is to stay so."""
+        `preallocation`: how its space, all but the last block, has been allocated; it is to stay so."""
         self.file = file
         self.size = size
         self.offset = offset
         self._new = new
-        self._reserved = reserved
+        self._reserved = preallocation != "off"
         self._late_end: _LateEnd | None = None
         if new and not file.fixed_size and file.size < size:
-            self.file = self._late_end = _LateEnd(file, size)
+            self.file = self._late_end = _LateEnd(file, size, preallocation)
         self.zero_init = new and file.zero_init
 
     def guard_first_sector(self, probe: Callable[[bytes], str]) -> None:
@@ -101,11 +102,11 @@ class _LateEnd(Filter):
     """Keeps the last bytes of a new image in memory until `finish`: until then the file is too short,
     whichever of its parts are written first."""
 
-    def __init__(self, child: Storage, end: int) -> None:
+    def __init__(self, child: Storage, end: int, preallocation: str) -> None:
         """`end`: the full length. What is kept back is one block that the child can write."""
         super().__init__(child)
-        unit = max(SECTOR, child.limits.request_alignment)
-        self._start = (end - 1) // unit * unit
+        self._preallocation = preallocation
+        self._start = _last_block(child, end)
         self._kept = bytearray(end - self._start)
         self._written = False
         self._finished = False
@@ -175,7 +176,7 @@ class _LateEnd(Filter):
         if self._written:
             file.write(self._kept, self._start)
         else:
-            file.resize(size)
+            file.resize(size, self._preallocation)
         self._finished = True
         self._written = False
 
@@ -256,30 +257,52 @@ class Raw(Format):
         if int(options.get("extent_size_hint", 0)) > 0xFFFFFFFF:
             raise OptionError("Extent size hint is too large", option="extent_size_hint")
 
+    def check_place(self, file: Storage, size: int, options: dict[str, Value]) -> None:
+        size = round_up(size, SECTOR)
+        if file.fixed_size:
+            _check_place(file, size, str(options.get("preallocation", "off")))
+        elif 0 < file.size < size:
+            old = file.size
+            try:
+                _resize(file, size, "off")
+            finally:
+                file.resize(old)
+
     def create(self, file: Storage, size: int, options: dict[str, Value], help: CreateHelp) -> RawImage:
         self.validate_create(size, options)
+        self.check_place(file, size, options)
         size = round_up(size, SECTOR)
         mode = str(options.get("preallocation", "off"))
         if file.fixed_size:
-            _check_place(file, size, mode)
             return RawImage(file, size, new=True)
-        try:
-            file.resize(size, mode)
-        except StorageError as error:
-            if error.errno == errno.EFBIG:
-                raise LimitError("The image size is too large for file format 'raw'") from error
-            raise
+        # Not to the full length: whatever happens now, the file does not look whole.
+        _resize(file, _last_block(file, size) if size else 0, mode)
         if mode == "off":
             _cut(file)
-        return RawImage(file, size, new=True, reserved=mode != "off")
+        return RawImage(file, size, new=True, preallocation=mode)
 
     def measure(self, source: MeasureSource, options: dict[str, Value]) -> Measure:
         size = round_up(source.size, SECTOR)
         return Measure(size, size)
 
 
+def _resize(file: Storage, size: int, preallocation: str) -> None:
+    try:
+        file.resize(size, preallocation)
+    except StorageError as error:
+        if error.errno == errno.EFBIG:
+            raise LimitError("The image size is too large for file format 'raw'") from error
+        raise
+
+
+def _last_block(file: Storage, size: int) -> int:
+    """Where the last block of `size` bytes begins that `file` can write."""
+    unit = max(SECTOR, file.limits.request_alignment)
+    return (size - 1) // unit * unit
+
+
 def _cut(file: Storage) -> None:
-    """Back to length 0: the full one was only to learn in time whether the place can take it."""
+    """Back to length 0: the other one was only to learn in time whether the place can take it."""
     try:
         file.resize(0)
     except StorageError:

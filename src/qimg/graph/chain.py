@@ -7,7 +7,6 @@ import os
 from qimg.context import Notice
 from qimg.errors import GateError, LimitError, LocationError, NotSupported, OpenError, QimgError
 from qimg.formats import registry as formats
-from qimg.graph import jsonopts
 from qimg.graph.disk import Disk, Layer
 from qimg.graph.location import Location, reference, resolve_relative
 from qimg.graph.nodes import Builder, Mode, Node
@@ -56,7 +55,7 @@ def open_chain(
             depth = len(nodes)
             _bound(depth)
             names.append(below.filename or "")
-            node = builder.image(below.expand(), mode, named_by=named_by, top=not nodes)
+            node = builder.image(below.expand(), mode, named_by=named_by)
             nodes.append(node)
             _meet(node, builder.path)
             mode = mode.read_only()
@@ -99,7 +98,7 @@ def _meet(node: Node, seen: set[Identity]) -> None:
     except (OSError, ValueError):
         pass  # No file of this machine: its name has to do.
     options = {name: value for name, value in node.description.items() if name != "file"}
-    identity = (*place, jsonopts.dump(options))
+    identity = (*place, str(options))
     if identity in seen:
         raise GateError(f"Backing file '{node.filename}' creates an infinite loop.")
     seen.add(identity)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from qimg.errors import CorruptImage, StorageError
 from qimg.extent import HOLE, MAPPED, ZERO, Extent, Runs
+from qimg.units import SECTOR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,8 +15,11 @@ if TYPE_CHECKING:
     from qimg.formats.base import Image
     from qimg.storage.base import Buffer
 
-#: Guest bytes whose tables are decoded at once: bounds the memory of every walk over a disk.
-WINDOW = 16 << 30
+#: Units of an image that are decoded at once: bounds the memory of every walk over a disk (at worst each
+#: unit is an extent of its own, 200 bytes).
+WINDOW_UNITS = 1 << 18
+#: What counts as a unit of an image that has none: runs of data and holes in a file are rarely shorter.
+_UNIT = 16 << 10
 
 
 class Layer:
@@ -34,6 +39,9 @@ class Disk:
     def __init__(self, layers: list[Layer]) -> None:
         self.layers = layers
         self.size = layers[0].image.size
+        units = [layer.image.granularity for layer in layers]
+        #: Guest bytes whose tables are decoded at once.
+        self.window = WINDOW_UNITS * min(unit if unit > 1 else _UNIT for unit in units)
 
     @property
     def top(self) -> Image:
@@ -75,12 +83,38 @@ class Disk:
         return runs.take()
 
     def windows(self, start: int, length: int) -> Iterator[list[Extent]]:
-        """`extents` of ``start .. start + length`` in pieces of bounded size; runs end at window borders."""
+        """`extents` of ``start .. start + length`` in pieces of bounded size; runs end at window borders.
+
+        What lies before damage or an unreadable table is given before CorruptImage or StorageError is raised.
+        """
         end = start + length
         while start < end:
-            step = min(WINDOW - start % WINDOW, end - start)
-            yield self.extents(start, step)
+            step = min(self.window - start % self.window, end - start)
+            try:
+                window = self.extents(start, step)
+            except (CorruptImage, StorageError) as error:
+                known = self._known(start, step, error)
+                if known:
+                    yield known
+                raise
+            yield window
             start += step
+
+    def _known(self, start: int, length: int, error: CorruptImage | StorageError) -> list[Extent]:
+        """The extents from `start` on up to what `error` is about, which is before ``start + length``."""
+        guest = error.guest if isinstance(error, CorruptImage) else None
+        step = length if guest is None else max(0, guest - start)
+        known: list[Extent] = []
+        low, high = 0, min(step, length) // SECTOR + 1
+        while high - low > 1:
+            # At first all that the error says is sound, then by halves.
+            middle = high - 1 if not low and high * SECTOR > step else (low + high) // 2
+            try:
+                known = self.extents(start, middle * SECTOR)
+                low = middle
+            except (CorruptImage, StorageError):
+                high = middle
+        return known
 
     def read_extent(self, extent: Extent, buf: Buffer) -> None:
         """Fill `buf` with the first bytes of `extent` (one that `extents` gave, or a clipped part of it)."""

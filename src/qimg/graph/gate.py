@@ -33,7 +33,7 @@ class Inside(Gate):
         self._roots = [os.path.realpath(directory) for directory in directories]
 
     def check(self, driver: str, filename: str, named_by: str) -> None:
-        if driver == "file":
+        if driver == "file" and "\0" not in filename:
             place = os.path.realpath(filename)
             if any(os.path.commonpath((root, place)) == root for root in self._roots):
                 return

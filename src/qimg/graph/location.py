@@ -6,6 +6,8 @@ options with dotted keys (``file.filename``), as the reference program has it.
 
 from __future__ import annotations
 
+import sys
+
 from qimg.context import Notice
 from qimg.errors import LocationError, OptionError
 from qimg.options import split_pairs
@@ -129,6 +131,14 @@ def protocol_of(name: str) -> str | None:
     return prefix if colon and "/" not in prefix else None
 
 
+def check_encodable(filename: str) -> None:
+    """Raise LocationError for text that is no file name on this system (it comes from callers only)."""
+    try:
+        filename.encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+    except UnicodeEncodeError:
+        raise LocationError(f"{filename!a} cannot be encoded as a file name") from None
+
+
 def find_protocol(filename: str) -> str:
     """Name of the storage that a plain file name means. Looks at the node's kind, opens nothing.
 
@@ -137,6 +147,7 @@ def find_protocol(filename: str) -> str:
     from qimg.storage.posix import node_driver
     from qimg.storage.registry import PREFIXES
 
+    check_encodable(filename)
     driver = node_driver(filename)
     if driver != "file":
         return driver

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from _thread import allocate_lock
 
 from qimg.errors import StorageError
 from qimg.extent import MAPPED, ZERO, Extent
@@ -22,6 +23,9 @@ class DiskStorage(Storage):
     """The guest's bytes of a disk as a place of fixed length. It owns the disk.
 
     `name` is the file's below all images, so that relative backing names still have a directory.
+
+    An image stages what is written until its flush and until then reads as before; so reading something
+    back flushes first. Writers come one at a time.
     """
 
     fixed_size = True
@@ -32,13 +36,24 @@ class DiskStorage(Storage):
         self.name = disk.top.file.name
         self.writable = disk.top.file.writable
         self.limits = Limits(fast_zero=False, parallel=1)
+        self._staged = False
+        self._writing = allocate_lock()
 
     @property
     def size(self) -> int:
         return self.disk.size
 
     def read_into(self, buf: Buffer, offset: int) -> None:
-        view = memoryview(buf)
+        with self._writing:
+            self._read(memoryview(buf), offset)
+
+    def _settle(self) -> None:
+        if self._staged:
+            self.disk.top.flush()
+            self._staged = False
+
+    def _read(self, view: memoryview, offset: int) -> None:
+        self._settle()
         inside = max(0, min(len(view), self.size - offset))
         if inside:
             self.disk.read_into(view[:inside], offset)
@@ -50,18 +65,25 @@ class DiskStorage(Storage):
         if end > self.size:
             number = errno.ENOSPC
             raise StorageError(os.strerror(number), errno=number, offset=offset)
-        image = self.disk.top
-        # Units that are only partly written keep the rest of what they show now.
-        start = round_down(offset, image.granularity)
-        whole = bytearray(min(round_up(end, image.granularity), self.size) - start)
-        self.read_into(whole, start)
-        whole[offset - start : end - start] = view
-        for extent in image.allocate(start, len(whole)):
-            assert extent.source is not None and extent.host is not None
-            at = extent.start - start
-            extent.source.write(memoryview(whole)[at : at + extent.length], extent.host)
+        unit = self.disk.top.granularity
+        start = round_down(offset, unit)
+        stop = min(round_up(end, unit), self.size)
+        with self._writing:
+            if (start, stop) != (offset, end):
+                # Units that are only partly written keep the rest of what they show now.
+                whole = memoryview(bytearray(stop - start))
+                self._read(whole, start)
+                whole[offset - start : end - start] = view
+                view = whole
+            self._staged = True
+            for extent in self.disk.top.allocate(start, stop - start):
+                assert extent.source is not None and extent.host is not None
+                at = extent.start - start
+                extent.source.write(view[at : at + extent.length], extent.host)
 
     def extents(self, start: int, length: int) -> Iterator[Extent]:
+        with self._writing:
+            self._settle()
         inside = max(start, min(start + length, self.size))
         if inside > start:
             for window in self.disk.windows(start, inside - start):
@@ -71,8 +93,15 @@ class DiskStorage(Storage):
         if start + length > inside:
             yield Extent(inside, start + length - inside, ZERO, 0, inside, self)
 
+    def lock(self, use: int, share: int) -> None:
+        # Raw is transparent; other formats have locked their file for themselves.
+        if self.driver == "raw":
+            self.disk.top.file.lock(use, share)
+
     def flush(self) -> None:
-        self.disk.top.flush()
+        with self._writing:
+            self.disk.top.flush()
+            self._staged = False
 
     def allocated_bytes(self) -> int | None:
         return self.disk.top.file.allocated_bytes()

@@ -9,9 +9,16 @@ from __future__ import annotations
 from qimg.context import Notice
 from qimg.errors import LocationError, OptionError
 from qimg.formats import registry as formats
-from qimg.graph import jsonopts
 from qimg.graph.gate import OPEN
-from qimg.graph.location import Location, find_protocol, is_identifier, reference, strip_prefix
+from qimg.graph.location import (
+    JSON_PREFIX,
+    Location,
+    check_encodable,
+    find_protocol,
+    is_identifier,
+    reference,
+    strip_prefix,
+)
 from qimg.graph.probe import PROBE_BYTES, probe
 from qimg.options import parse_bool
 from qimg.storage import registry as storages
@@ -39,6 +46,9 @@ NO_USE_EXCLUDING_WRITERS = (0, USE_READ | USE_WRITE_UNCHANGED)
 NO_USE = (0, USE_ALL)
 WRITE_EXCLUSIVE = (USE_READ | USE_WRITE | USE_RESIZE, USE_READ | USE_WRITE_UNCHANGED)
 WRITE_SHARED = (USE_READ | USE_WRITE, USE_ALL)
+# An external data file: others may write to it (it can be a plain raw image) but not change its length.
+READ_DATA_FILE = (USE_READ, USE_ALL & ~USE_RESIZE)
+WRITE_DATA_FILE = (USE_READ | USE_WRITE | USE_RESIZE, USE_ALL & ~USE_RESIZE)
 CREATE = (USE_WRITE | USE_RESIZE, USE_ALL & ~USE_RESIZE)
 
 #: Accepted in place of a format's own name (decisions 8).
@@ -172,7 +182,11 @@ class Node:
     @property
     def filename(self) -> str:
         """What the node is called: its plain name or ``json:{...}``."""
-        return self.plain if self.plain is not None else "json:" + jsonopts.dump(self.description)
+        if self.plain is not None:
+            return self.plain
+        from qimg.graph import jsonopts
+
+        return JSON_PREFIX + jsonopts.dump(self.description)
 
     def close(self) -> None:
         """Close all that belongs to it. Never raises."""
@@ -196,7 +210,6 @@ class Builder:
         gate: Gate = OPEN,
         for_check: bool = False,
         for_info: bool = False,
-        raw_shares_all: bool = False,
         open_chain: Callable[[Builder, Location, Mode, str | None], tuple[Disk, Node]] | None = None,
     ) -> None:
         """`open_chain` opens a format node that serves as a child, with its backing files."""
@@ -204,16 +217,19 @@ class Builder:
         self.gate = gate
         self.for_check = for_check
         self.for_info = for_info
-        self.raw_shares_all = raw_shares_all
         self._open_chain = open_chain
         self._names: set[str] = set()
+        #: An image of the disk was opened with force-share.
+        self.shared = False
+        #: External data files that were opened.
+        self.data_files: list[Storage] = []
         # For `chain`: images on the way from the top to here, and how many chains that way is made of.
         self.path: set[Identity] = set()
         self.nesting = 0
 
     # -- images
 
-    def image(self, location: Location, mode: Mode, *, named_by: str | None = None, top: bool = True) -> Node:
+    def image(self, location: Location, mode: Mode, *, named_by: str | None = None) -> Node:
         """Open the image at `location` (``json:`` already expanded). A protocol driver given explicitly
         serves as an image of its own. `named_by`: the image whose header names it, None: the user did.
 
@@ -226,16 +242,14 @@ class Builder:
                     node.storage, writable=mode.writable, context=self.context
                 )
                 node.image.format_name = driver
-                node.storage.lock(*self._locks(mode, raw=True, top=top))
+                node.storage.lock(*self._locks(mode, raw=True))
             except BaseException:
                 node.storage.close()
                 raise
             return node
-        return self._format(location, mode, driver, named_by, top)
+        return self._format(location, mode, driver, named_by)
 
-    def _format(
-        self, location: Location, mode: Mode, driver: str | None, named_by: str | None, top: bool
-    ) -> Node:
+    def _format(self, location: Location, mode: Mode, driver: str | None, named_by: str | None) -> Node:
         mode = mode.with_options(location)
         options = location.take_child("file")
         reference(location, "file", options)
@@ -246,20 +260,18 @@ class Builder:
             raise LocationError('A block device must be specified for "file"')
         file = self.child(Location(location.filename, options), mode, named_by)
         try:
-            return self._format_on(file, location, mode, driver, named_by, top)
+            return self._format_on(file, location, mode, driver)
         except BaseException:
             file.storage.close()
             raise
 
-    def _format_on(
-        self, file: Node, location: Location, mode: Mode, driver: str | None, named_by: str | None, top: bool
-    ) -> Node:
+    def _format_on(self, file: Node, location: Location, mode: Mode, driver: str | None) -> Node:
         storage = file.storage
         guessed = driver is None
         if driver is None:
             head = storage.read(0, min(PROBE_BYTES, storage.size))
             driver = probe(head, file.filename)
-        storage.lock(*self._locks(mode, raw=driver == "raw", top=top))
+        storage.lock(*self._locks(mode, raw=driver == "raw"))
         format = formats.get(driver)
         significant = significant_options(driver, location)
         node = Node(driver, storage, location, None, describe(driver, significant, file.description))
@@ -267,7 +279,7 @@ class Builder:
             node.plain = file.plain
         node.guessed = guessed
         if guessed and driver == "raw" and mode.writable:
-            self.context.warn(Notice(_RAW_WARNING.format(node.filename), plain=True))
+            self.context.warn(Notice(_RAW_WARNING.format(file.filename), plain=True))
         self._finish_options(location, mode)
         options = take_typed(location, format.open_options)
         data = None
@@ -314,8 +326,12 @@ class Builder:
                 return
             data = self.child(Location(None, {"filename": named.name}), mode, named_by=image.file.name)
         try:
-            data.storage.lock(*self._locks(mode, raw=False, top=False))
+            if mode.force_share:
+                data.storage.lock(*READ_SHARED)
+            else:
+                data.storage.lock(*(WRITE_DATA_FILE if mode.writable else READ_DATA_FILE))
             image.attach_data_file(data.storage)
+            self.data_files.append(data.storage)
         except BaseException:
             data.storage.close()
             raise
@@ -340,6 +356,7 @@ class Builder:
         given = location.text("filename")
         if filename is not None and given is not None:
             raise LocationError("Can't specify 'file' and 'filename' options at the same time")
+        check_encodable(filename or given or "")
         if driver is None:
             driver = _guess_protocol(filename, given)
         kind = storages.get(driver)
@@ -399,12 +416,13 @@ class Builder:
             raise LocationError("Node name too long")
         self._names.add(name)
 
-    def _locks(self, mode: Mode, *, raw: bool, top: bool) -> tuple[int, int]:
-        """The lock set for the storage of an image (common sheet 11). Raw lets others do what they want
-        where the sheet says so."""
+    def _locks(self, mode: Mode, *, raw: bool) -> tuple[int, int]:
+        """The lock set for the storage of an image (common sheet 11). Raw images let others do what they
+        want; whoever copies them excludes writers afterwards."""
         if mode.writable:
             return WRITE_SHARED if raw else WRITE_EXCLUSIVE
-        shares = mode.force_share or (raw and self.raw_shares_all and (top or self.for_info))
+        self.shared |= mode.force_share
+        shares = raw or mode.force_share
         if self.for_info:
             return NO_USE if shares else NO_USE_EXCLUDING_WRITERS
         return READ_SHARED if shares else READ_EXCLUDING_WRITERS
@@ -450,7 +468,9 @@ def value_text(value: Json) -> str | None:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, int | float):
-        return jsonopts.plain(value)
+        from qimg.graph.jsonopts import plain
+
+        return plain(value)
     raise TypeError("objects and lists are no option values")
 
 

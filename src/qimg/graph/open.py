@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from qimg.errors import (
     GateError,
@@ -40,6 +41,8 @@ from qimg.storage import registry as storages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from qimg.context import Context
     from qimg.formats.base import Reference
     from qimg.graph.disk import Disk
@@ -106,7 +109,8 @@ def open_disk(
     """Open an image and, with `backing`, everything below it, each implicit open through the gate.
 
     Read-only unless `writable` (which applies to the top image only). Locks as the common sheet says
-    (section 11); `raw_shares_all`: a top image of raw format takes no "not shared" bytes (info, measure, dd).
+    (section 11); `raw_shares_all`: raw images, also as backing files, let others write meanwhile, as with
+    every command of the real program but convert, whose sources exclude writers.
     Raises OpenError (whose text is the whole message of the real program), OptionError, LocationError,
     GateError (not wrapped).
     """
@@ -116,16 +120,31 @@ def open_disk(
         gate=gate,
         for_check=for_check,
         for_info=for_info,
-        raw_shares_all=raw_shares_all,
         open_chain=_open_child,
     )
     try:
         mode = Mode(writable=writable, force_share=spec.force_share, cache=spec.cache)
-        return open_chain(builder, location, mode, backing=backing)[0]
+        disk = open_chain(builder, location, mode, backing=backing)[0]
+        if not (raw_shares_all or writable or for_info or builder.shared):
+            _exclude_writers(disk, builder.data_files)
+        return disk
     except (GateError, OpenError):
         raise
     except QimgError as error:
         raise OpenError(spec.text, error) from error
+
+
+def _exclude_writers(disk: Disk, data_files: list[Storage]) -> None:
+    """Take from others the right to write to raw images of the chain and to data files; other formats have
+    done so."""
+    images = [layer.image for layer in disk.layers]
+    raw = [image.file for image in images if image.format_name in ("raw", image.file.driver)]
+    try:
+        for storage in (*raw, *data_files):
+            storage.lock(*READ_EXCLUDING_WRITERS)
+    except BaseException:
+        disk.close()
+        raise
 
 
 def _open_child(builder: Builder, location: Location, mode: Mode, named_by: str | None) -> tuple[Disk, Node]:
@@ -179,9 +198,17 @@ class Target:
             raise NotSupported(f"Protocol driver '{driver}' does not support image creation")
         self.options: tuple[Option, ...] = self._kind.create_options
 
-    def create(self, values: dict[str, Value], context: Context, *, cache: str = "writeback") -> Storage:
+    def create(
+        self,
+        values: dict[str, Value],
+        context: Context,
+        *,
+        cache: str = "writeback",
+        check: Callable[[Storage], None] | None = None,
+    ) -> Storage:
         """Open for writing, creating it if need be, lock it, and only then cut it to length 0 (a block
-        device keeps its length). `values`: typed protocol options (``nocow``, ``extent_size_hint``).
+        device keeps its length). `values`: typed protocol options (``nocow``, ``extent_size_hint``); `check`
+        looks at the locked place and may refuse it while its content is still there.
 
         Raises LockError, StorageError with the words of create's stage 2 errors."""
         filename = self._filename
@@ -194,11 +221,18 @@ class Target:
         self._made = not existed and storage.driver == "file"
         try:
             storage.lock(*CREATE)
+            if check is not None:
+                check(storage)
             storage.start_new(values, context)
         except BaseException:
             storage.close()
             raise
         return storage
+
+    def is_part_of(self, disk: Disk) -> bool:
+        """Whether the place is a file that `disk` is read from, by whatever name."""
+        here = _identity(self._filename)
+        return here is not None and any(here == _identity(name) for name in _file_names(disk))
 
     def remove_if_new(self) -> None:
         """Delete the file if `create` made it (not one that existed before). Never raises."""
@@ -208,6 +242,29 @@ class Target:
             os.unlink(self._filename)
         except OSError:
             pass  # The failure that made it unwanted is the one to tell.
+
+
+def _identity(filename: str) -> tuple[int, int] | None:
+    """What tells whether two names mean one regular file or block device; None: no such thing."""
+    try:
+        status = os.stat(filename)
+    except (OSError, ValueError):
+        return None
+    if stat.S_ISREG(status.st_mode):
+        return status.st_dev, status.st_ino
+    return (-1, status.st_rdev) if stat.S_ISBLK(status.st_mode) else None
+
+
+def _file_names(disk: Disk) -> Iterator[str]:
+    """Names of the files of a disk and its backing chain."""
+    for layer in disk.layers:
+        image = layer.image
+        yield image.file.name
+        if image.data_file is not None:
+            yield image.data_file.name
+        below = getattr(image.file, "disk", None)  # where an image stands on another one
+        if below is not None:
+            yield from _file_names(below)
 
 
 def target(name: str, *, context: Context) -> Target:  # noqa: ARG001

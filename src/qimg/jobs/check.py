@@ -34,7 +34,7 @@ def check(spec: ImageSpec, *, report: Callable[[str], None], context: Context) -
 
     The whole chain is opened, only the top image is checked. Raises NotSupported where the format has no
     check, CheckFailed where it cannot be finished, OpenError."""
-    with open_disk(spec, context=context, for_check=True) as disk:
+    with open_disk(spec, context=context, for_check=True, raw_shares_all=True) as disk:
         try:
             result = disk.top.check(report)
         except NotSupported:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qimg.errors import QimgError, StorageError
-from qimg.extent import MAPPED, ZERO, Extent, is_data, is_present, is_zero
+from qimg.errors import CorruptImage, QimgError, StorageError
+from qimg.extent import COMPRESSED, MAPPED, ZERO, Extent, is_data, is_present, is_zero
 from qimg.graph.open import open_disk
 from qimg.jobs.engine import Meter, default_workers, lock_and_local, run
 from qimg.records import record
@@ -28,6 +28,8 @@ STATUS = "status"
 CHUNK = 2 << 20
 SECTOR = 512
 SMALL = 8 << 20
+#: Most bytes of which the real program asks at once what they are.
+_LONGEST = (1 << 31) - SECTOR
 
 
 class AllocationError(QimgError):
@@ -79,19 +81,25 @@ def compare(
 
     `warn_size` is called when the common part is equal and the sizes are not. Raises OpenError,
     AllocationError, ReadError, Cancelled."""
-    with open_disk(first, context=context) as one, open_disk(second, context=context) as two:
+    with (
+        open_disk(first, context=context, raw_shares_all=True) as one,
+        open_disk(second, context=context, raw_shares_all=True) as two,
+    ):
         return _Comparer(one, two, Meter(progress, cancelled), warn_size).compare(strict)
 
 
+class _Stop(Exception):
+    """The result is known: what comes later does not matter."""
+
+
 class _Comparer:
-    def __init__(
-        self, one: Disk, two: Disk, meter: Meter, warn_size: Callable[[], None] | None
-    ) -> None:
+    def __init__(self, one: Disk, two: Disk, meter: Meter, warn_size: Callable[[], None] | None) -> None:
         self.one = one
         self.two = two
         self.meter = meter
         self.warn_size = warn_size
-        self.found: int | None = None
+        # Where the result lies: a difference (None) or an error.
+        self.end: tuple[int, QimgError | None] | None = None
         self._lock, self._local = lock_and_local()
 
     def compare(self, strict: bool) -> Comparison:
@@ -102,67 +110,75 @@ class _Comparer:
         common = min(one.size, two.size)
         self.meter.total = max(one.size, two.size)
         self.meter.tick()
-        status = self._walk(_pairs(one, two, common), strict)
-        found = self._difference_found()
+        mismatch: list[int] = []
+        pairs = _strict_pairs(one, two, mismatch) if strict else _pairs(one, two, common)
+        found = self._walk(pairs)
         if found is not None:
             return Comparison(CONTENT, found, sizes_differ=differ)
-        if status is not None:
-            return Comparison(STATUS, status)
+        if mismatch:
+            return Comparison(STATUS, mismatch[0])
         if differ:
             if self.warn_size is not None:
                 self.warn_size()
             longer = one if one.size > two.size else two
-            self._walk(_tail(longer, common, is_first=longer is one), False)
-            tail = self._difference_found()
-            if tail is not None:
-                return Comparison(CONTENT, tail, sizes_differ=True)
+            found = self._walk(_tail(longer, common, is_first=longer is one))
+            if found is not None:
+                return Comparison(CONTENT, found, sizes_differ=True)
         self.meter.done = self.meter.total
         self.meter.tick()
         return Comparison(IDENTICAL, sizes_differ=differ)
 
-    def _difference_found(self) -> int | None:
-        return self.found
-
-    def _walk(self, pairs: Iterator[tuple[Extent, Extent]], strict: bool) -> int | None:
-        """Compare the data of `pairs`; stops at the first difference (`found`). Returns where, in strict
-        mode, the extents themselves differ, if they do before that."""
-        mismatch: list[int] = []
-        pieces = self._pieces(pairs, strict, mismatch)
+    def _walk(self, pairs: Iterator[tuple[Extent, Extent]]) -> int | None:
+        """Where the data of `pairs` differs first, None: nowhere. Raises AllocationError, ReadError."""
         small = max(self.one.size, self.two.size) <= SMALL
-        run(pieces, self._compare_piece, workers=1 if small else default_workers(), meter=self.meter)
-        return mismatch[0] if mismatch else None
+        workers = 1 if small else default_workers()
+        try:
+            run(self._pieces(pairs), self._compare_piece, workers=workers, meter=self.meter)
+        except _Stop:
+            pass
+        if self.end is None:
+            return None
+        at, error = self.end
+        if error is not None:
+            raise error
+        return at
 
-    def _pieces(
-        self, pairs: Iterator[tuple[Extent, Extent]], strict: bool, mismatch: list[int]
-    ) -> Iterator[Piece]:
-        for a, b in pairs:
-            if strict and (_kind(a) != _kind(b) or a.length != b.length):
-                mismatch.append(a.start)
-                return
-            length = min(a.length, b.length)
-            if a.flags & ZERO and b.flags & ZERO:
-                yield Piece(a.start, length, None, None)
-                continue
-            for offset in range(0, length, CHUNK):
-                if self.found is not None:
-                    return
-                step = min(CHUNK, length - offset)
-                yield Piece(a.start + offset, step, _data(a, offset, step), _data(b, offset, step))
+    def _pieces(self, pairs: Iterator[tuple[Extent, Extent]]) -> Iterator[Piece | QimgError]:
+        """What to compare. An error takes its place in the order: differences before it come first."""
+        try:
+            for a, b in pairs:
+                length = min(a.length, b.length)
+                if a.flags & ZERO and b.flags & ZERO:
+                    yield Piece(a.start, length, None, None)
+                    continue
+                for offset in range(0, length, CHUNK):
+                    step = min(CHUNK, length - offset)
+                    yield Piece(a.start + offset, step, _data(a, offset, step), _data(b, offset, step))
+        except AllocationError as error:
+            yield error
 
-    def _compare_piece(self, piece: Piece, turn: Turn) -> int:
-        if self.found is not None and piece.start > self.found:
-            return piece.length
-        if piece.first is None and piece.second is None:
-            return piece.length
-        at = self._difference(piece)
-        if at is not None:
-            with self._lock:
-                if self.found is None or at < self.found:
-                    self.found = at
-        return piece.length
+    def _compare_piece(self, piece: Piece | QimgError, turn: Turn) -> int:
+        if isinstance(piece, QimgError):
+            self._stop(max(self.one.size, self.two.size), piece)
+        elif piece.first is not None or piece.second is not None:
+            try:
+                at = self._difference(piece)
+            except ReadError as error:
+                self._stop(piece.start, error)
+            else:
+                if at is not None:
+                    self._stop(at, None)
+        return 0 if isinstance(piece, QimgError) else piece.length
+
+    def _stop(self, at: int, error: QimgError | None) -> None:
+        """End the walk; of several ends the first in the order of the disks counts."""
+        with self._lock:
+            if self.end is None or at < self.end[0]:
+                self.end = at, error
+        raise _Stop
 
     def _difference(self, piece: Piece) -> int | None:
-        """Offset of the first differing sector of `piece`."""
+        """Offset of the first differing sector of `piece`. Raises ReadError."""
         from qimg.vec.scan import is_zero
 
         one = self._read(self.one, piece.first, piece.length, 0)
@@ -195,43 +211,50 @@ class _Comparer:
             buffers[which] = bytearray(length)
         try:
             disk.read_extent(extent, buffers[which])
-        except StorageError as error:
-            raise ReadError(
-                f"Error while reading offset {extent.start} of {disk.filename}: {error.reason}"
-            ) from error
         except QimgError as error:
-            where = f"offset {extent.start} of {disk.filename}"
-            raise ReadError(f"Error while reading {where}: {error}") from error
+            reason = error.reason if isinstance(error, (StorageError, CorruptImage)) else error
+            raise ReadError(
+                f"Error while reading offset {extent.start} of {disk.filename}: {reason}"
+            ) from error
         return buffers[which]
 
 
 def _data(extent: Extent, offset: int, length: int) -> Extent | None:
-    if extent.flags & ZERO:
+    if extent.flags & ZERO or not _keeps_data(extent):
         return None
     host = extent.host + offset if extent.flags & MAPPED and extent.host is not None else extent.host
     return extent._replace(start=extent.start + offset, length=length, host=host)
 
 
-def _kind(extent: Extent) -> tuple[bool, bool, bool, bool]:
-    return is_data(extent), is_zero(extent), is_present(extent), extent.host is not None
+def _keeps_data(extent: Extent) -> bool:
+    return extent.source is None or extent.source.keeps_data
 
 
-def _merged(disk: Disk, length: int) -> Iterator[Extent]:
-    """Extents of ``0 .. length`` with neighbours joined as `map` joins them."""
+def _merged(disk: Disk, start: int, length: int) -> Iterator[Extent]:
+    """Extents of a range with neighbours joined as `map` joins them. Raises AllocationError."""
     last: Extent | None = None
-    try:
-        for window in disk.windows(0, length):
-            for extent in window:
-                if last is not None and _joins(last, extent):
-                    last = last._replace(length=last.length + extent.length)
-                    continue
-                if last is not None:
-                    yield last
-                last = extent
-    except (StorageError, QimgError) as error:
-        raise AllocationError(f"Sector allocation test failed for {disk.filename}") from error
+    failure: QimgError | None = None
+    windows = disk.windows(start, length)
+    while failure is None:
+        try:
+            window = next(windows, None)
+        except QimgError as error:
+            failure = AllocationError(f"Sector allocation test failed for {disk.filename}")
+            failure.__cause__ = error
+            break
+        if window is None:
+            break
+        for extent in window:
+            if last is not None and _joins(last, extent):
+                last = last._replace(length=last.length + extent.length)
+                continue
+            if last is not None:
+                yield last
+            last = extent
     if last is not None:
         yield last
+    if failure is not None:
+        raise failure
 
 
 def _joins(last: Extent, extent: Extent) -> bool:
@@ -249,8 +272,8 @@ def _rest(extent: Extent, used: int) -> Extent:
 
 def _pairs(one: Disk, two: Disk, length: int) -> Iterator[tuple[Extent, Extent]]:
     """What both disks say from each position on; the next position follows the shorter of the two."""
-    first = _merged(one, length)
-    second = _merged(two, length)
+    first = _merged(one, 0, length)
+    second = _merged(two, 0, length)
     a = next(first, None)
     b = next(second, None)
     while a is not None and b is not None:
@@ -260,9 +283,51 @@ def _pairs(one: Disk, two: Disk, length: int) -> Iterator[tuple[Extent, Extent]]
         b = _rest(b, used) if used < b.length else next(second, None)
 
 
+def _strict_pairs(one: Disk, two: Disk, mismatch: list[int]) -> Iterator[tuple[Extent, Extent]]:
+    """`_pairs` of disks of one size, up to the first position from which on the two are not of one kind;
+    that is put into `mismatch`."""
+    for a, b in _pairs(one, two, one.size):
+        at, end = a.start, a.start + min(a.length, b.length)
+        while at < end:
+            first, second = _rest(a, at - a.start), _rest(b, at - a.start)
+            told = _told(one, first), _told(two, second)
+            if _kind(one, first, told[0]) != _kind(two, second, told[1]):
+                mismatch.append(at)
+                return
+            step = min(*told, end - at)
+            yield first._replace(length=step), second._replace(length=step)
+            at += step
+
+
+def _told(disk: Disk, extent: Extent) -> int:
+    """Of how many bytes from the start of `extent` the real program learns at once that they are alike."""
+    start = extent.start
+    length = min(extent.length, _LONGEST)
+    spans = [layer.image.lookup_span for layer in disk.layers[: extent.depth + 1]]
+    if extent.flags & COMPRESSED:
+        spans.append(disk.layers[extent.depth].image.cluster_size)
+    return min([length, *(span - start % span for span in spans if span)])
+
+
+def _kind(disk: Disk, extent: Extent, told: int) -> tuple[bool, bool, bool, bool, bool]:
+    """What strict mode compares: data, zero, present, has a place in a file, reaches the end.
+
+    A range past the end of a shorter backing file is present. The last backing file's end counts as an end
+    to what no image decides."""
+    end = extent.start + told
+    place, data, present = extent.host is not None, is_data(extent), is_present(extent)
+    last = end == disk.size
+    if not present and extent.depth < len(disk.layers) - 1:
+        present = True
+    elif not present:
+        last = last or end == disk.layers[-1].image.size
+    if not _keeps_data(extent) and not extent.flags & ZERO:
+        place = data = present = False
+    return data, is_zero(extent), present, place, last
+
+
 def _tail(longer: Disk, start: int, *, is_first: bool) -> Iterator[tuple[Extent, Extent]]:
-    """The longer disk's end beside zeros."""
-    for window in longer.windows(start, longer.size - start):
-        for extent in window:
-            zeros = Extent(extent.start, extent.length, ZERO)
-            yield (extent, zeros) if is_first else (zeros, extent)
+    """The longer disk's end beside zeros. Raises AllocationError."""
+    for extent in _merged(longer, start, longer.size - start):
+        zeros = Extent(extent.start, extent.length, ZERO)
+        yield (extent, zeros) if is_first else (zeros, extent)

@@ -14,7 +14,7 @@ from qimg.errors import (
     QimgError,
     StorageError,
 )
-from qimg.graph.open import ImageSpec, open_disk, resolve_relative
+from qimg.graph.open import ImageSpec, open_disk, resolve_relative, target
 from qimg.jobs.create import check_backing, create_image, find_format, plan_target
 from qimg.jobs.engine import Meter, default_workers, run
 from qimg.jobs.plan import Policy, chunks, plan_copy
@@ -240,7 +240,7 @@ class _Conversion:
 
     def _rows(self, policy: Policy) -> Iterator[Row]:
         at = 0
-        windows = self.source.windows()
+        windows = self.source.windows(self._unknown if self.request.salvage else None)
         while True:
             try:
                 window = next(windows)
@@ -252,6 +252,10 @@ class _Conversion:
                 ) from error
             yield from plan_copy(window, policy)
             at = window[-1].start + window[-1].length if window else at
+
+    def _unknown(self, offset: int, error: StorageError | CorruptImage) -> None:
+        if not self.request.quiet:
+            self.context.warn(Notice(f"error while reading block status at offset {offset}: {error.reason}"))
 
     def _salvaged(self, offset: int, error: StorageError | CorruptImage) -> None:
         if not self.request.quiet:
@@ -316,13 +320,17 @@ class _NewTarget(_Conversion):
     def _check_place(self, plan: CreatePlan) -> None:
         """Refuse to write over what is being read, also where locks do not help (``-U``, ``locking=off``).
 
-        Raises LockError."""
-        if any(plan.place.is_part_of(disk) for disk in self.source.disks):
-            raise LockError(
-                'Failed to get "write" lock',
-                errno=EAGAIN,
-                hint=f"Is another process using the image [{plan.name}]?",
-            )
+        Raises LockError, LocationError."""
+        places = [plan.place]
+        if "data_file" in plan.values:
+            places.append(target(str(plan.values["data_file"]), context=self.context))
+        for place in places:
+            if any(place.is_part_of(disk) for disk in self.source.disks):
+                raise LockError(
+                    'Failed to get "write" lock',
+                    errno=EAGAIN,
+                    hint=f"Is another process using the image [{place.name}]?",
+                )
 
     def _plan(self) -> CreatePlan:
         request = self.request
@@ -340,9 +348,7 @@ class _NewTarget(_Conversion):
         file = plan.values.get("backing_file")
         if file is not None:
             if request.target_is_zero:
-                raise OptionError(
-                    "Cannot use --target-is-zero when the destination image has a backing file"
-                )
+                raise OptionError("Cannot use --target-is-zero when the destination image has a backing file")
             if len(self.source.disks) > 1:
                 raise OptionError(
                     "Having a backing file for the target makes no sense when concatenating multiple"
@@ -350,9 +356,7 @@ class _NewTarget(_Conversion):
                 )
         if request.compress:
             self._check_compress(plan)
-        if request.bitmaps and (
-            not plan.driver.can_bitmaps or plan.values.get("compat") in ("0.10", "v2")
-        ):
+        if request.bitmaps and (not plan.driver.can_bitmaps or plan.values.get("compat") in ("0.10", "v2")):
             raise NotSupported(f"Format driver '{plan.format}' does not support bitmaps")
         return plan
 
@@ -381,11 +385,11 @@ class _NewTarget(_Conversion):
                 resolve_relative(plan.name, str(file)),
                 format=None if recorded is None else str(recorded),
             )
-            disk = open_disk(spec, context=self.context)
+            disk = open_disk(spec, context=self.context, raw_shares_all=True)
         except QimgError as error:
             # The image itself is what the words are about, as if it had been created and then opened.
-            reason = error.reason if isinstance(error, OpenError) else error
-            raise OpenError(plan.name, f"Could not open backing file: {reason}") from error
+            reason, hint = (error.reason, error.hint) if isinstance(error, OpenError) else (error, None)
+            raise OpenError(plan.name, f"Could not open backing file: {reason}", hint=hint) from error
         self.opened.add(disk)
         return disk
 
@@ -409,6 +413,8 @@ class _ExistingTarget(_Conversion):
         image = disk.top
         if disk.size < self.source.size:
             raise QimgError("output file is smaller than input file")
+        if not image.can_write:
+            raise NotSupported(f"Writing to existing {image.format_name} images is not supported yet")
         if request.compress and not image.can_compress:
             raise NotSupported("Compression not supported for this file format")
         if bitmaps:

@@ -6,7 +6,14 @@ from qimg.context import Notice
 from qimg.errors import NotSupported, OptionError, QimgError
 from qimg.formats import registry
 from qimg.formats.base import CreateHelp
-from qimg.graph.open import ImageSpec, open_disk, resolve_relative, target
+from qimg.graph.open import (
+    WRITE_EXCLUSIVE,
+    WRITE_SHARED,
+    ImageSpec,
+    open_disk,
+    resolve_relative,
+    target,
+)
 from qimg.options import BOOL, NUM, SIZE
 from qimg.units import SECTOR, UINT64_MAX, round_up
 
@@ -39,10 +46,11 @@ def creation_options(format: str, name: str | None, *, context: Context) -> tupl
     found = find_format(format)
     if name is None:
         return found.create_options
-    return _merged(found, target(name, context=context))
+    return merged_options(found, target(name, context=context))
 
 
-def _merged(format: Format, place: Target) -> tuple[Option, ...]:
+def merged_options(format: Format, place: Target) -> tuple[Option, ...]:
+    """Creation options of a format, and those of the place that it does not have itself."""
     known = {option.name for option in format.create_options}
     return format.create_options + tuple(option for option in place.options if option.name not in known)
 
@@ -57,7 +65,7 @@ class CreatePlan:
         self.name = name
         self.driver = format
         self.place = place
-        self.options = _merged(format, place)
+        self.options = merged_options(format, place)
         self.size = 0
         self.values: dict[str, Value] = {}
         self.texts: dict[str, str] = {}
@@ -151,10 +159,10 @@ def plan_create(
         context=context,
     )
     given = plan.values.pop("size", None)
-    if given is not None and given != UINT64_MAX:
+    if given is not None:
         if size is not None:
             raise OptionError("The image size must be specified only once", option="size")
-        size = int(given)
+        size = int(given) if given != UINT64_MAX else None
     file = plan.values.get("backing_file")
     if file is not None:
         found = check_backing(plan, str(file), unsafe=unsafe, context=context)
@@ -218,7 +226,16 @@ def create_image(plan: CreatePlan, *, context: Context, cache: str = "writeback"
     valid."""
     values = {key: value for key, value in plan.values.items() if key != "size"}
     plan.driver.validate_create(plan.size, values)
-    storage = plan.place.create(values, context, cache=cache)
+
+    # Raw lets others read and write the new image; the first step of creating it does not.
+    locks = WRITE_SHARED if plan.format == "raw" else WRITE_EXCLUSIVE
+
+    def check_place(place: Storage) -> None:
+        if locks is WRITE_EXCLUSIVE:
+            place.lock(*locks)
+        plan.driver.check_place(place, plan.size, values)
+
+    storage = plan.place.create(values, context, cache=cache, check=check_place)
 
     def open_data_file(name: str, size: int, preallocation: str) -> Storage:
         data = target(name, context=context).create({}, context, cache=cache)
@@ -234,10 +251,9 @@ def create_image(plan: CreatePlan, *, context: Context, cache: str = "writeback"
         if storage.fixed_size and not storage.size and image.cluster_size is not None:
             # A character device swallows what is written; an image must be there afterwards.
             raise NotSupported(f"Image is not in {plan.format} format")
+        storage.lock(*locks)
         return image
     except BaseException:
         storage.close()
         plan.place.remove_if_new()
         raise
-
-

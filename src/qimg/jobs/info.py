@@ -43,9 +43,7 @@ def info(spec: ImageSpec, *, backing_chain: bool = False, context: Context) -> l
     """The image, or with `backing_chain` every image of its chain from the top.
 
     Needs no keys, and without `backing_chain` no backing file. Raises OpenError."""
-    with open_disk(
-        spec, context=context, backing=backing_chain, for_info=True, raw_shares_all=True
-    ) as disk:
+    with open_disk(spec, context=context, backing=backing_chain, for_info=True, raw_shares_all=True) as disk:
         return [describe(layer) for layer in disk.layers]
 
 

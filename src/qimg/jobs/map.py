@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from qimg.errors import CorruptImage, QimgError, StorageError
 from qimg.extent import COMPRESSED, is_data, is_present, is_zero
+from qimg.graph.disk import Disk
 from qimg.graph.open import open_disk
 from qimg.records import record
 
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
 
     from qimg.context import Context
     from qimg.extent import Extent
-    from qimg.graph.disk import Disk
     from qimg.graph.open import ImageSpec
 
 if TYPE_CHECKING:
@@ -38,7 +39,14 @@ else:
     )
 
 
+class MetadataError(QimgError):
+    """What a range is could not be found out."""
+
+
 def _entry(extent: Extent) -> MapEntry:
+    source = extent.source
+    if source is not None and not source.keeps_data and not is_zero(extent):
+        return MapEntry(*extent[:2], extent.depth, False, False, False, False, None, None)
     return MapEntry(
         extent.start,
         extent.length,
@@ -48,27 +56,51 @@ def _entry(extent: Extent) -> MapEntry:
         is_data(extent),
         bool(extent.flags & COMPRESSED),
         extent.host,
-        None if extent.source is None else extent.source.name,
+        None if source is None else source.name,
     )
 
 
+def _resolved(disk: Disk, extent: Extent) -> Iterator[Extent]:
+    """The extent, or where a raw image stands on another image, what that one says of the range."""
+    below = getattr(extent.source, "disk", None)
+    raw = disk.layers[extent.depth].image.format_name == "raw"
+    if not raw or not isinstance(below, Disk) or extent.host is None:
+        yield extent
+        return
+    moved = extent.start - extent.host
+    for inner in below.extents(extent.host, extent.length):
+        for part in _resolved(below, inner):
+            yield part._replace(start=part.start + moved, depth=extent.depth)
+
+
+def _entries(disk: Disk, start: int, length: int) -> Iterator[MapEntry]:
+    """The map with neighbours as they come. Raises MetadataError."""
+    try:
+        for window in disk.windows(start, length):
+            for extent in window:
+                for part in _resolved(disk, extent):
+                    yield _entry(part)
+    except (CorruptImage, StorageError) as error:
+        raise MetadataError(f"Could not read file metadata: {error.reason}") from error
+
+
 def disk_map(disk: Disk, start: int = 0, length: int | None = None) -> Iterator[MapEntry]:
-    """The map of ``start .. start + length`` (clipped to the disk), neighbours of one kind joined."""
+    """The map of ``start .. start + length`` (clipped to the disk), neighbours of one kind joined.
+
+    Raises MetadataError."""
     end = disk.size if length is None else min(disk.size, start + length)
     if start >= end:
         yield MapEntry(start, 0, 0, False, False, False, False, None, None)
         return
     last: MapEntry | None = None
-    for window in disk.windows(start, end - start):
-        for extent in window:
-            entry = _entry(extent)
-            if last is None:
-                last = entry
-            elif _joins(last, entry):
-                last = last._replace(length=last.length + entry.length)
-            else:
-                yield last
-                last = entry
+    for entry in _entries(disk, start, end - start):
+        if last is None:
+            last = entry
+        elif _joins(last, entry):
+            last = last._replace(length=last.length + entry.length)
+        else:
+            yield last
+            last = entry
     assert last is not None
     yield last
 
@@ -86,6 +118,6 @@ def map_extents(
 ) -> Iterator[MapEntry]:
     """The map of the image and its chain; opened at the first entry, closed after the last.
 
-    Raises OpenError and what reading the tables raises."""
-    with open_disk(spec, context=context) as disk:
+    Raises OpenError, MetadataError."""
+    with open_disk(spec, context=context, raw_shares_all=True) as disk:
         yield from disk_map(disk, start, length)

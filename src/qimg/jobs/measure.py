@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from qimg.errors import NotSupported, OptionError, QimgError
+from qimg.errors import CorruptImage, NotSupported, OptionError, QimgError, StorageError
 from qimg.formats import registry
 from qimg.formats.base import MeasureSource
-from qimg.graph.open import open_disk
+from qimg.graph.open import open_disk, target
+from qimg.jobs.create import merged_options
 from qimg.jobs.source import Source, data_runs
 from qimg.options import parse_values
 from qimg.units import SECTOR, round_up
@@ -37,12 +38,12 @@ def measure(
     Reads the source's allocation only, never its data. Raises OptionError, NotSupported, OpenError."""
     if spec is None:
         assert size is not None
-        return _measure(output_format, options, round_up(size, SECTOR), None, None)
+        return _measure(output_format, options, round_up(size, SECTOR), None, None, context)
     with open_disk(spec, context=context, raw_shares_all=True) as disk:
         if snapshot is not None:
             snapshot.load(disk.top)
         source = Source([disk])
-        return _measure(output_format, options, disk.size, source, _bitmaps(disk.top))
+        return _measure(output_format, options, disk.size, source, _bitmaps(disk.top), context)
 
 
 def _bitmaps(image: Image) -> list[tuple[int, str]] | None:
@@ -65,15 +66,21 @@ def _measure(
     size: int,
     source: Source | None,
     bitmaps: list[tuple[int, str]] | None,
+    context: Context,
 ) -> Measure:
     driver = _output(name)
     if not driver.can_create:
         raise NotSupported(f"Format driver '{name}' does not support image creation")
     if not driver.can_measure:
         raise NotSupported(f"Block driver '{name}' does not support size measurement")
+    # A new file has its storage's options, too; they change nothing here.
+    known = merged_options(driver, target("new", context=context))
     try:
-        values: dict[str, Value] = parse_values(driver.create_options, options or [])
+        values: dict[str, Value] = parse_values(known, options or [])
     except QimgError as error:
         raise OptionsRefused(str(error), hint=error.hint) from error
     runs = None if source is None else data_runs(source)
-    return driver.measure(MeasureSource(size, runs, bitmaps), values)
+    try:
+        return driver.measure(MeasureSource(size, runs, bitmaps), values)
+    except (StorageError, CorruptImage) as error:
+        raise QimgError(f"Unable to get block status: {error.reason}") from error

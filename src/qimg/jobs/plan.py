@@ -90,9 +90,7 @@ def _cut(row: Row, start: int, end: int) -> Row:
     return Row(extent.start, extent.length, row.action, extent)
 
 
-def chunks(
-    rows: Iterable[Row], chunk_size: int, size: int, *, long_clear: bool = True
-) -> Iterator[Chunk]:
+def chunks(rows: Iterable[Row], chunk_size: int, size: int, *, long_clear: bool = True) -> Iterator[Chunk]:
     """Group ascending `rows` into chunks aligned to `chunk_size`, none beyond `size`.
 
     A chunk without rows is left out. With `long_clear` a long range to clear becomes one chunk of many

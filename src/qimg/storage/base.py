@@ -76,6 +76,8 @@ class Storage:
     zero_init: bool = False
     #: The place has a fixed length (a block device): `resize` can only keep or shrink.
     fixed_size: bool = False
+    #: What is written can be read again; False: a place where `map` finds neither data nor holes.
+    keeps_data: bool = True
     #: Options of opening (``json:``, ``--image-opts``), names as users write them.
     open_options: ClassVar[tuple[Option, ...]] = ()
     #: Options of creation, in the order in which they follow the format's own.

@@ -27,6 +27,7 @@ class NullCo(Storage):
 
     driver = "null-co"
     fixed_size = True
+    keeps_data = False
     open_options: ClassVar[tuple[Option, ...]] = (
         Option("filename", STR, None, "The driver's name and ://"),
         Option("size", SIZE, GIB, "Length of the place"),

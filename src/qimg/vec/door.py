@@ -8,6 +8,6 @@ import os
 # address-space limit, the reserved memory that would make the import fail.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import numpy as np  # noqa: E402
+import numpy as np
 
 __all__ = ["np"]

@@ -29,6 +29,10 @@ _ONE = np.uint64(1)
 _ALL = np.uint64((1 << 32) - 1)
 _SUBCLUSTERS = 32
 _NOWHERE = -1  # host of what has none
+_ODD = 0x7F00_0000_0000_01FF  # bits that the entries of one simple run do not have
+_RUN = 64  # tables of fewer entries are not worth a look for one run
+#: Flags of a cluster whose subclusters are all of one kind, by its bitmap.
+_WHOLE = {0: HOLE, (1 << 32) - 1: MAPPED, ((1 << 32) - 1) << 32: ZERO}
 
 
 class TableDecoder:
@@ -49,12 +53,63 @@ class TableDecoder:
         """Decode `raw`: for each i, ``counts[i]`` entries of which the first is the cluster at
         ``guests[i]``. False if any of it is damaged."""
         words = np.frombuffer(raw, dtype=">u8").astype(np.uint64)
-        number = np.asarray(counts, dtype=np.int64)
+        step = 2 if self.extended else 1
+        waiting = 0  # tables from here on are still to be decoded
+        at = [0]
+        for count in counts:
+            at.append(at[-1] + count * step)
+        for number, count in enumerate(counts):
+            run = self._one_run(words[at[number] : at[number + 1]]) if count >= _RUN else None
+            if run is None or (self.data_file and run[1] != guests[number]):
+                continue
+            if not self._feed_several(words[at[waiting] : at[number]], guests, counts, waiting, number):
+                return False
+            waiting = number + 1
+            self._add_run(guests[number], count * self.cluster_size, *run)
+        return self._feed_several(words[at[waiting] :], guests, counts, waiting, len(counts))
+
+    def _one_run(self, words: Words) -> tuple[int, int] | None:
+        """(flags, host) if the table is one run of clusters in file order, all of one kind."""
+        flags = MAPPED
+        if self.extended:
+            bitmap, words = words[1::2], words[0::2]
+            kind = _WHOLE.get(int(bitmap[0]))
+            if kind is None or (bitmap != bitmap[0]).any():
+                return None
+            flags = kind
+        first, last = int(words[0]), int(words[-1])
+        if last - first != (len(words) - 1) * self.cluster_size or first & _ODD:
+            return None
+        host = first & int(_OFFSET)
+        if host == 0 or host & (self.cluster_size - 1) or not self._ascends(words):
+            return None
+        return flags, host
+
+    def _ascends(self, words: Words) -> bool:
+        return not bool((words[1:] - words[:-1] != self.cluster_size).any())
+
+    def _add_run(self, start: int, length: int, flags: int, host: int) -> None:
+        self._runs.append(
+            (
+                np.array([start], dtype=np.int64),
+                np.array([length], dtype=np.int64),
+                np.array([flags], dtype=np.uint8),
+                np.array([host], dtype=np.int64),
+            )
+        )
+
+    def _feed_several(
+        self, words: Words, guests: Sequence[int], counts: Sequence[int], first: int, last: int
+    ) -> bool:
+        """Decode the tables ``first .. last``, whose words are `words`."""
+        if first == last:
+            return True
+        number = np.asarray(counts[first:last], dtype=np.int64)
         before = np.cumsum(number) - number
-        shift = np.asarray(guests, dtype=np.int64) - before * self.cluster_size
+        shift = np.asarray(guests[first:last], dtype=np.int64) - before * self.cluster_size
         guest = np.repeat(shift, number) + np.arange(int(number.sum()), dtype=np.int64) * self.cluster_size
         if self.extended:
-            return self._feed_extended(words, guest)
+            return self._feed_extended(words[0::2], words[1::2], guest)
         return self._feed_standard(words, guest)
 
     def _feed_standard(self, words: Words, guest: Offsets) -> bool:
@@ -94,8 +149,7 @@ class TableDecoder:
             return True
         return self.data_file and bool(compressed.any() or (placed & (host != guest)).any())
 
-    def _feed_extended(self, pairs: Words, guest: Offsets) -> bool:
-        words, bitmap = pairs[0::2], pairs[1::2]
+    def _feed_extended(self, words: Words, bitmap: Words, guest: Offsets) -> bool:
         some = np.flatnonzero(words | bitmap)
         if len(some) == 0:
             return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import combinations
 from pathlib import Path
 
@@ -90,11 +91,13 @@ def test_one_wrong_option_is_refused_in_the_real_programs_words(name: str, tmp_p
 
 
 def _pairs() -> list[tuple[str, str]]:
-    return [
+    """A third of all pairs that do not contradict each other: starting the real program takes the time."""
+    pairs = [
         (first, second)
         for first, second in combinations(BAD, 2)
         if all(BAD[first][key] == BAD[second][key] for key in BAD[first].keys() & BAD[second].keys())
     ]
+    return random.Random(0).sample(pairs, len(pairs) // 3)
 
 
 @pytest.mark.peer("qemu-img")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from qimg.storage.base import Storage
 
 _KNOWN_FLAGS = BITMAP_IN_USE | BITMAP_AUTO
+_CHUNK = 4096
 _GRANULARITY_BITS = range(9, 32)
 #: Bits of a bitmap table entry that must be 0.
 TABLE_RESERVED = 0xFF00_0000_0000_01FE
@@ -218,7 +219,16 @@ def read_bits(file: Storage, header: ParsedHeader, bitmap: Bitmap) -> bytes:
     del out[-(-bits // 8) :]
     if bits % 8 and len(out) == -(-bits // 8):
         out[-1] &= (1 << bits % 8) - 1
-    return bytes(out.rstrip(b"\0"))
+    _cut_zero_tail(out)
+    return bytes(out)
+
+
+def _cut_zero_tail(data: bytearray) -> None:
+    """Shorten `data` by the zeros at its end, without a copy of it."""
+    end = len(data)
+    while end and not any(data[max(end - _CHUNK, 0) : end]):
+        end = max(end - _CHUNK, 0)
+    del data[len(data[max(end - _CHUNK, 0) : end].rstrip(b"\0")) + max(end - _CHUNK, 0) :]
 
 
 def _without_zero_tail(words: tuple[int, ...]) -> tuple[int, ...]:

@@ -113,5 +113,7 @@ class BitmapStore:
         """Put `data` into clusters of its own; their byte offset."""
         count = -(-len(data) // self._cluster_size)
         offset = self._space.take(count) * self._cluster_size
-        self._file.write(data.ljust(count * self._cluster_size, b"\0"), offset)
+        if not self._file.zero_init:
+            data = data.ljust(count * self._cluster_size, b"\0")
+        self._file.write(data, offset)
         return offset

@@ -55,6 +55,7 @@ PLAIN_ENTRIES = 20 * 8192
 PLAIN_CLUSTERS = 1 << 18
 _CHUNK = 64 << 10
 _ZEROS = bytes(_CHUNK)
+_UNREADABLE = -1
 
 _ADVICE = (
     "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy if"
@@ -431,6 +432,8 @@ class Checker:
             if not table:
                 continue
             count = self._stored_here(table >> self.cluster_bits)
+            if count == _UNREADABLE:
+                continue
             if count is not None and (count == 1) != bool(word & COPIED):
                 batch.flush()
                 self.result.corruptions += 1
@@ -441,8 +444,8 @@ class Checker:
         batch.flush()
 
     def _stored_here(self, cluster: int) -> int | None:
-        """The stored count of `cluster`; None where another partition is in charge or it cannot be told.
-        Clusters past the end of the file belong to the first."""
+        """The stored count of `cluster`; None where another partition is in charge, _UNREADABLE where it
+        cannot be told. Clusters past the end of the file belong to the first partition."""
         if cluster >= self.clusters:
             if not self.first:
                 return None
@@ -452,7 +455,7 @@ class Checker:
             return self.stored.get(cluster)
         except UnreadableBlock as error:
             self._warn_corrupt(error)
-            return None
+            return _UNREADABLE
 
     def check_copied_l2(self, raw: bytes | bytearray | memoryview) -> None:
         """The COPIED bits of one table of the active state, entry by entry."""
@@ -465,6 +468,6 @@ class Checker:
                 count = self._stored_here((word & OFFSET_MASK) >> self.cluster_bits)
             elif not self.first:
                 continue
-            if count is not None and (count == 1) != bool(word & COPIED):
+            if count is not None and count != _UNREADABLE and (count == 1) != bool(word & COPIED):
                 self.result.corruptions += 1
                 self.report(f"ERROR OFLAG_COPIED data cluster: l2_entry={word:x} refcount={count}")

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 from qimg.formats.qcow2.alloc import BatchWriter, HostSpace, file_too_large
-from qimg.formats.qcow2.structs import L2_COMPRESSED, compressed_shift
+from qimg.formats.qcow2.structs import COMPRESSION_ZLIB, L2_COMPRESSED, compressed_shift
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qimg.formats.qcow2.refcounts import Refcounts
     from qimg.storage.base import Bytes, Storage
 
 _SECTOR = 512
+
+
+class Encoder:
+    """Compresses one cluster. Pure: many threads may call one instance."""
+
+    def __init__(self, compression_type: int, cluster_size: int) -> None:
+        self._name = "deflate" if compression_type == COMPRESSION_ZLIB else "zstd"
+        self._cluster_size = cluster_size
+        self._compress: Callable[[Bytes], bytes] | None = None
+
+    def __call__(self, data: Bytes) -> bytes | None:
+        """`data`, filled up with zeros to a cluster, compressed; None where that saves nothing."""
+        if self._compress is None:
+            from qimg.codec import codec
+
+            self._compress = codec(self._name).compress
+        if len(data) < self._cluster_size:
+            data = bytes(data).ljust(self._cluster_size, b"\0")
+        packed = self._compress(data)
+        return packed if len(packed) < self._cluster_size else None
 
 
 class Packer:
@@ -31,6 +53,7 @@ class Packer:
 
     def put(self, data: Bytes) -> int:
         """Store `data` (less than a cluster); its L2 descriptor. Raises StorageError."""
+        assert 0 < len(data) < self._cluster_size
         offset = self._place(len(data))
         last = offset + len(data) - 1
         if last >> self._shift:

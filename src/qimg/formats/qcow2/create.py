@@ -37,11 +37,11 @@ _PREALLOCATION = ("off", "metadata", "falloc", "full")
 _TOO_LARGE = "The image size is too large for file format 'qcow2' (try using a larger cluster size)"
 
 #: Drivers that may be recorded as a backing file's format although qimg has no format of that name.
-_OTHER_DRIVERS = frozenset(
-    "file host_device host_cdrom nbd http https ftp ftps ssh rbd iscsi nfs gluster nvme blkdebug blkverify"
-    " blklogwrites blkreplay null-co null-aio quorum throttle compress copy-on-read copy-before-write"
-    " preallocate replication snapshot-access vvfat".split()  # noqa: SIM905 - a list takes a page
-)
+_OTHER_DRIVERS = """
+    file host_device host_cdrom nbd http https ftp ftps ssh rbd iscsi nfs gluster nvme blkdebug blkverify
+    blklogwrites blkreplay null-co null-aio quorum throttle compress copy-on-read copy-before-write
+    preallocate replication snapshot-access vvfat
+"""
 
 
 class Settings:
@@ -124,7 +124,7 @@ class Settings:
 
     def _check_backing_format(self) -> None:
         name = self.backing_format
-        if name is None or name in _OTHER_DRIVERS:
+        if name is None or name in _OTHER_DRIVERS.split():
             return
         from qimg.formats.registry import FORMATS
 
@@ -175,6 +175,8 @@ class Settings:
         return bits
 
     def _check_data_file(self) -> None:
+        if self.raw and self.data_file is None:
+            raise OptionError("data-file-raw requires data-file", option="data_file_raw")
         if self.raw and self.backing_name is not None:
             raise OptionError(
                 "Backing file and data-file-raw cannot be used at the same time", option="data_file_raw"
@@ -184,8 +186,6 @@ class Settings:
             "External data files are only supported with compatibility level 1.1 and above",
             "data_file",
         )
-        if self.raw and self.data_file is None:
-            raise OptionError("data-file-raw requires data-file", option="data_file_raw")
 
     def _size(self, size: int) -> int:
         if size > INT64_MAX:
@@ -259,7 +259,7 @@ def create(file: Storage, size: int, options: dict[str, Value], help: CreateHelp
 
     Raises OptionError, LimitError, StorageError; `file` stays the caller's then.
     """
-    from qimg.formats.qcow2.write import FreshImage
+    from qimg.formats.qcow2.fresh import FreshImage
 
     settings = Settings(size, options)
     header = settings.header()
@@ -276,4 +276,3 @@ def create(file: Storage, size: int, options: dict[str, Value], help: CreateHelp
             data_file.close()
         raise
     return image
-

@@ -10,6 +10,7 @@ also tells a data file's cluster 0 from an unallocated one.
 
 from __future__ import annotations
 
+import sys
 from array import array
 
 from qimg.errors import NotSupported
@@ -24,9 +25,18 @@ if TYPE_CHECKING:
     from qimg.formats.qcow2.alloc import HostSpace
     from qimg.storage.base import Storage
 
+#: Words from which on numpy is faster, and from which on even its import pays.
+_SOME, _MANY = 256, 1 << 20
+
+
 def arithmetic(first: int, count: int, step: int) -> array[int]:
-    """``first, first + step, ...``: the words of neighbouring host clusters. `qimg.vec.build` has the
-    same, faster, for those who have numpy loaded."""
+    """``first, first + step, ...``: the words of neighbouring host clusters.
+
+    By numpy where it is loaded already, or where so many words come that its import pays."""
+    if count >= _SOME and ("numpy" in sys.modules or count >= _MANY):
+        from qimg.vec.build import arithmetic as vectored
+
+        return vectored(first, count, step)
     return array("Q", range(first, first + count * step, step))
 
 
@@ -90,7 +100,6 @@ class PlainEntries:
         self.zero_flag = zero_flag
         self.fill_zero = fill_zero
         self.sub_size = cluster_size
-        self.arithmetic = arithmetic
 
     # -- allocate
 
@@ -126,7 +135,7 @@ class PlainEntries:
     def _fresh(self, table: array[int], low: int, high: int, guest: int, runs: Runs) -> None:
         count = high - low
         host = self.placement.take(guest, count)
-        table[low:high] = self.arithmetic(host | COPIED, count, self.cluster_size)
+        table[low:high] = arithmetic(host | COPIED, count, self.cluster_size)
         runs.append(guest, count * self.cluster_size, MAPPED, host, self.placement.source)
 
     def _keep(self, table: array[int], low: int, high: int, guest: int, runs: Runs) -> None:
@@ -175,7 +184,7 @@ class PlainEntries:
         """Reserve the clusters from byte offset `host` on for entries `low` .. `high`; `zero` if what lies
         there may be anything."""
         first = host | COPIED | (L2_ZERO if zero else 0)
-        table[low:high] = self.arithmetic(first, high - low, self.cluster_size)
+        table[low:high] = arithmetic(first, high - low, self.cluster_size)
 
     def set_compressed(self, table: array[int], index: int, descriptor: int) -> int:
         """Store a compressed cluster's descriptor; the word that was there before."""
@@ -207,7 +216,7 @@ class ExtendedEntries(PlainEntries):
         whole = start <= guest and end >= guest + count * self.cluster_size
         if whole and is_blank(table[2 * low : 2 * high]):
             host = self.placement.take(guest, count)
-            table[2 * low : 2 * high : 2] = self.arithmetic(host | COPIED, count, self.cluster_size)
+            table[2 * low : 2 * high : 2] = arithmetic(host | COPIED, count, self.cluster_size)
             table[2 * low + 1 : 2 * high : 2] = array("Q", [self._ALL]) * count
             runs.append(guest, count * self.cluster_size, MAPPED, host, self.placement.source)
             return
@@ -256,7 +265,7 @@ class ExtendedEntries(PlainEntries):
 
     def preallocate(self, table: array[int], low: int, high: int, host: int, *, zero: bool) -> None:
         count = high - low
-        table[2 * low : 2 * high : 2] = self.arithmetic(host | COPIED, count, self.cluster_size)
+        table[2 * low : 2 * high : 2] = arithmetic(host | COPIED, count, self.cluster_size)
         if zero:
             table[2 * low + 1 : 2 * high : 2] = array("Q", [self._ALL << SUBCLUSTERS]) * count
 

@@ -39,10 +39,15 @@ class Qcow2(Format):
     ) -> Image:
         """`options`: ``data-file`` (any value) says that the caller attaches a data file.
 
-        `writable` only makes the rules stricter: existing images cannot be written to yet."""
+        `writable`: only images that hold nothing can be written to yet (see `write`)."""
         from qimg.formats.qcow2.image import Qcow2Image
 
-        image = Qcow2Image.open(
+        kind = Qcow2Image
+        if writable and not for_check:
+            from qimg.formats.qcow2.write import WritableQcow2
+
+            kind = WritableQcow2
+        image = kind.open(
             file,
             context=context,
             writable=writable,

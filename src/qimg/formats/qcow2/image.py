@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from qimg.formats.qcow2.snapshot import SnapshotTable
     from qimg.storage.base import Buffer, Storage
 
+#: Bytes of an L2 table that the real program looks at together (`mapping.SLICE`, which is not loaded here).
+_LOOKED_AT = 64 << 10
+
 
 class Qcow2Image(Image):
     """One layer of qcow2. `header` is the parsed header; tables are read when they are needed."""
@@ -41,6 +44,7 @@ class Qcow2Image(Image):
         self.size = header.virtual_size
         self.cluster_size: int = header.cluster_size
         self.granularity = header.cluster_size // 32 if header.extended_l2 else header.cluster_size
+        self.lookup_span = min(header.cluster_size, _LOOKED_AT) // header.l2_entry_size * header.cluster_size
         self.backing = _reference(header.backing_name, header.backing_format)
         self.data_file = _reference(header.data_file_name, None) if header.has_data_file else None
         self.encrypted = header.header.crypt_method != CRYPT_NONE
@@ -205,6 +209,8 @@ class Qcow2Image(Image):
         self._reader = None
 
     def bitmaps(self) -> list[BitmapData]:
+        if self.header.version < 3:
+            return super().bitmaps()
         from qimg.formats.qcow2.bitmap import load
 
         return [load(self.file, self.header, bitmap) for bitmap in self.directory]

@@ -39,7 +39,7 @@ PLAIN_ENTRIES = 50 * 8192
 SLICE = 64 << 10
 _CACHED_SLICES = 64
 #: Bytes of L2 tables that one call of numpy decodes.
-BATCH = 2 << 20
+BATCH = 64 << 10
 #: Requests of fewer clusters are never worth numpy.
 _FEW = 512
 _ZEROS = bytes(SLICE)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 _CHUNK = 64 << 10
 _ZEROS = bytes(_CHUNK)
-_MAX_OFFSET = (1 << 63) - 1
+#: The real program reads nothing past it.
+_MAX_OFFSET = (1 << 63) - (1 << 30)
 _CODES = {8: "B", 16: "H", 32: "I", 64: "Q"}
 
 

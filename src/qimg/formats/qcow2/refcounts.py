@@ -213,4 +213,3 @@ def most_clusters(cluster_size: int, bits: int) -> int:
     offsets below 2^56."""
     by_table = MAX_REFCOUNT_TABLE_BYTES // 8 * counters_per_block(cluster_size, bits)
     return min(by_table, (1 << 56) // cluster_size)
-

@@ -24,15 +24,20 @@ V3_EXTRA = 16
 
 
 class Snapshot:
-    """One entry of the table. `entry` is its fixed part, `extra` its extra data, kept verbatim."""
+    """One entry of the table, kept as it is stored: there may be 65536. `extra` is its extra data."""
 
-    __slots__ = ("entry", "extra", "id", "name")
+    __slots__ = ("_fixed", "extra", "id", "name")
 
-    def __init__(self, entry: SnapshotEntry, extra: bytes, id: bytes, name: bytes) -> None:
-        self.entry = entry
+    def __init__(self, fixed: bytes, extra: bytes, id: bytes, name: bytes) -> None:
+        self._fixed = fixed
         self.extra = extra
         self.id = id
         self.name = name
+
+    @property
+    def entry(self) -> SnapshotEntry:
+        """The fixed part."""
+        return SnapshotEntry.unpack(self._fixed)
 
     @property
     def id_text(self) -> str:
@@ -127,7 +132,8 @@ def read_snapshots(file: Storage, header: ParsedHeader) -> SnapshotTable:
     at = 0
     for number in range(header.header.nb_snapshots):
         at = (at + 7) & ~7
-        entry = SnapshotEntry.unpack(window.bytes_at(start + at, SnapshotEntry.SIZE))
+        fixed = window.bytes_at(start + at, SnapshotEntry.SIZE)
+        entry = SnapshotEntry.unpack(fixed)
         at += SnapshotEntry.SIZE
         if entry.extra_data_size > MAX_SNAPSHOT_EXTRA:
             raise FormatError(
@@ -152,8 +158,10 @@ def read_snapshots(file: Storage, header: ParsedHeader) -> SnapshotTable:
                 offset=start,
                 expected=f"<= {MAX_SNAPSHOT_TABLE_BYTES} bytes",
                 found=at,
+                hint=f"You can force-remove all {header.header.nb_snapshots - number} overhanging snapshots"
+                " with qemu-img check -r all",
             )
-        found.append(Snapshot(entry, parts[0], parts[1], parts[2]))
+        found.append(Snapshot(fixed, parts[0], parts[1], parts[2]))
     return SnapshotTable(found, at)
 
 

@@ -1,348 +1,120 @@
-"""A qcow2 image being filled for the first time.
+"""An existing qcow2 image opened for writing.
 
-From the first change on the file says that it is incomplete: its provisional header carries an incompatible
-feature bit that nobody knows, with a name that explains it, so every reader refuses it by that name.
-All that the final header points to is written first; after a barrier one write of one sector turns the
-provisional header into the final one. An interruption before leaves an image that refuses to open, one
-after it a whole image.
-
-::
-
-    cluster 0   header
-    cluster 1   refcount table (moves to the end where it needs more)
-    cluster 2   refcount block 0
-    cluster 3.. L1 table
-    then        data and L2 tables as they come; other refcount blocks, bitmaps at the end
+So far only images that hold nothing yet can be written to (``convert -n`` into what ``create`` made): they
+are filled as fresh ones, with the options that their header shows. Until the end of that they say that
+they are incomplete, as every image does that is being filled.
 """
 
 from __future__ import annotations
 
 from qimg.errors import NotSupported
-from qimg.extent import Runs
-from qimg.formats.base import Image, Reference
-from qimg.formats.qcow2.alloc import HostSpace
-from qimg.formats.qcow2.compress import Packer
-from qimg.formats.qcow2.entries import ExtendedEntries, OneToOne, Placement, PlainEntries
-from qimg.formats.qcow2.refcounts import Refcounts, most_clusters
-from qimg.formats.qcow2.structs import (
-    AUTOCLEAR_BITMAPS,
-    COPIED,
-    EXT_END,
-    EXT_FEATURE_NAMES,
-    L2_COMPRESSED,
-    MAGIC,
-    OFFSET_MASK,
-    V3_LENGTH,
-    ExtensionHeader,
-    FeatureName,
-    Header,
-)
-from qimg.formats.qcow2.tables import StagedTables
+from qimg.extent import HOLE, Extent
+from qimg.formats.qcow2.compress import Encoder
+from qimg.formats.qcow2.fresh import FreshImage
+from qimg.formats.qcow2.image import Qcow2Image
+from qimg.formats.qcow2.structs import INCOMPAT_DIRTY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-    from qimg.extent import Extent
+    from qimg.context import Context
     from qimg.formats.base import BitmapData
-    from qimg.formats.qcow2.bitmap_store import BitmapStore
     from qimg.formats.qcow2.header import ParsedHeader
-    from qimg.storage.base import Buffer, Bytes, Storage
+    from qimg.storage.base import Bytes, Storage
 
-INCOMPLETE_BIT = 63
-INCOMPLETE_NAME = b"incomplete image (interrupted conversion)"
-
-_SECTOR = 512
-#: From so many clusters on, numpy's import pays.
-_MANY = 1 << 21
+_STEP = 1 << 20
 
 
-def provisional_header(final: Header) -> bytes:
-    """The first sector of an image that is not whole yet."""
-    header = Header.unpack(final.pack())
-    header.magic = MAGIC
-    header.version = 3
-    header.backing_file_offset = header.backing_file_size = 0
-    header.incompatible_features = 1 << INCOMPLETE_BIT
-    header.compatible_features = header.autoclear_features = 0
-    header.compression_type = 0
-    header.header_length = V3_LENGTH
-    row = FeatureName(set=0, bit=INCOMPLETE_BIT, name=INCOMPLETE_NAME).pack()
-    names = ExtensionHeader(type=EXT_FEATURE_NAMES, length=len(row)).pack() + row
-    end = ExtensionHeader(type=EXT_END, length=0).pack()
-    return (header.pack() + names + end).ljust(_SECTOR, b"\0")
+class WritableQcow2(Qcow2Image):
+    """Reads as what was flushed last; the first change makes a fresh image of the same options."""
 
-
-# What the header on disk says.
-_EMPTY, _REUSED, _INCOMPLETE, _WHOLE = range(4)
-
-
-class FreshImage(Image):
-    """Made by `create`: takes extents, zeros and compressed clusters until `flush`.
-
-    A later `flush` after more changes works too: the first change makes the header provisional again.
-    """
-
-    format_name = "qcow2"
-
-    def __init__(self, file: Storage, header: ParsedHeader, data_file: Storage | None) -> None:
-        """`header` describes the image to be; its L1 table follows cluster 2. Writes nothing."""
-        fixed = header.header
-        self.file = file
-        self.size = header.virtual_size
-        self.cluster_size = header.cluster_size
-        self.backing = _reference(header)
-        self._header = header
-        self._data_file = data_file
-        if header.data_file_name is not None:
-            self.data_file = Reference(header.data_file_name.decode("utf-8", "surrogateescape"), "raw")
-        bits = 1 << fixed.refcount_order
-        l1_clusters = -(-8 * fixed.l1_size // header.cluster_size)
-        self._space = HostSpace(3 + l1_clusters, most_clusters(header.cluster_size, bits))
-        self._refcounts = Refcounts(file, self._space, header.cluster_size, bits)
-        self._packer = Packer(file, self._space, self._refcounts, header.cluster_bits)
-        self._entries = self._make_entries(data_file)
-        self._tables = StagedTables(
-            file,
-            self._space,
-            cluster_size=header.cluster_size,
-            words=self._entries.words,
-            l1_size=fixed.l1_size,
-        )
-        self._bitmaps: BitmapStore | None = None
-        self.granularity = self._entries.sub_size
-        self.zero_init = self._entries.placement.keeps_zeros
-        self.can_compress = data_file is None
+    def __init__(self, file: Storage, header: ParsedHeader, context: Context) -> None:
+        super().__init__(file, header, context)
+        # An old data file keeps its bytes.
+        self.zero_init = file.zero_init and not header.has_data_file
+        self.can_compress = not header.has_data_file
         self.can_mark_zero = header.version >= 3
-        self._encoder: Callable[[Bytes], bytes] | None = None
-        self._state = _REUSED if file.size else _EMPTY
-        self._reader: Image | None = None
+        self._encode = Encoder(header.header.compression_type, header.cluster_size)
+        self._fresh: FreshImage | None = None
+        self._changed = False
 
-    def _make_entries(self, data_file: Storage | None) -> PlainEntries:
-        size = self._header.cluster_size
-        placement = Placement(self.file, self._space, size, self._packer.drop)
-        if data_file is not None:
-            placement = OneToOne(data_file, self._space, size, self._packer.drop)
-            placement.size = self.size
-        kind = ExtendedEntries if self._header.extended_l2 else PlainEntries
-        return kind(
-            placement,
-            size,
-            zero_flag=self._header.version >= 3,
-            fill_zero=self._header.data_file_raw,
-        )
+    def _open_directories(self, for_check: bool) -> None:
+        super()._open_directories(for_check)
+        header = self.header
+        self.can_write = not header.header.nb_snapshots and header.bitmaps is None and not self._has_tables()
 
-    # -- allocation
+    def _has_tables(self) -> bool:
+        """Whether the L1 table (32 MiB at most, section 10) names an L2 table."""
+        start = self.header.header.l1_table_offset
+        end = start + 8 * self.header.header.l1_size
+        for offset in range(start, end, _STEP):
+            if any(self.file.read(offset, min(_STEP, end - offset))):
+                return True
+        return False
 
-    def _begin(self) -> None:
-        """Say on disk that the image is incomplete, durably, before anything else changes there.
+    # -- writing
 
-        Raises StorageError."""
-        self.file.write(provisional_header(self._header.header), 0)
-        self.file.flush()
-        self._state = _INCOMPLETE
-        self._reader = None
+    @property
+    def _filled(self) -> FreshImage:
+        """The fresh image that takes the changes."""
+        if not self.can_write:
+            raise NotSupported("Writing to qcow2 images that are not empty is not supported yet")
+        self._changed = True
+        if self._fresh is None:
+            self._fresh = FreshImage(self.file, self._emptied(), self._data)
+            self._fresh.set_zero_init(self.zero_init)
+        return self._fresh
 
-    def _change(self) -> None:
-        if self._state != _INCOMPLETE:
-            self._begin()
-
-    def preallocate(self, mode: str) -> None:
-        """Give every guest cluster its place: `mode` is metadata, falloc or full. Raises StorageError."""
-        size = self._header.cluster_size
-        clusters = -(-self.size // size)
-        if not clusters:
-            return
-        self._change()
-        placement = self._entries.placement
-        host = placement.take(0, clusters)
-        if self._data_file is None:
-            self._reserve(host, clusters * size, mode)
-        if clusters >= _MANY:
-            from qimg.vec.build import arithmetic
-
-            self._entries.arithmetic = arithmetic
-        # What lies in reused space may be anything; zero clusters say that it does not count.
-        unknown = mode == "metadata" and not placement.keeps_zeros
-        if unknown and self._header.version < 3:
-            self.file.zero(host, clusters * size)
-            unknown = False
-        guest = 0
-        for index, low, high in self._tables.pieces(0, clusters):
-            self._entries.preallocate(self._tables.chunk(index), low, high, host + guest, zero=unknown)
-            guest += (high - low) * size
-
-    def _reserve(self, host: int, length: int, mode: str) -> None:
-        if not self.file.fixed_size:
-            self.file.resize(host + length, "off" if mode == "metadata" else mode)
-        elif mode != "metadata":
-            self.file.zero(host, length, unmap=False)
-
-    def _range(self, start: int, length: int) -> tuple[int, int, int]:
-        """First and last (excluded) guest cluster of a range, and its end rounded up where it is the
-        disk's."""
-        size = self._header.cluster_size
-        last = -(-(start + length) // size)
-        end = start + length if start + length < self.size else last * size
-        return start // size, last, end
+    def _emptied(self) -> ParsedHeader:
+        """The header of an empty image of the same options, laid out as a new one (section 12)."""
+        header = self.header.header
+        span = self.header.l2_entries * self.header.cluster_size
+        header.size = self.size
+        header.l1_size = -(-self.size // span)
+        header.l1_table_offset = 3 * self.header.cluster_size if header.l1_size else 0
+        header.refcount_table_offset = self.header.cluster_size
+        header.refcount_table_clusters = 1
+        header.snapshots_offset = 0
+        header.incompatible_features &= ~INCOMPAT_DIRTY  # the counts are made anew
+        header.autoclear_features = 0
+        return self.header
 
     def allocate(self, start: int, length: int) -> list[Extent]:
-        self._change()
-        runs = Runs(start, min(length, self.size - start))
-        first, last, end = self._range(start, length)
-        guest = first * self._header.cluster_size
-        for index, low, high in self._tables.pieces(first, last):
-            table = self._tables.chunk(index)
-            self._entries.allocate(table, low, high, guest, start, end, runs)
-            guest += (high - low) * self._header.cluster_size
-        extents = runs.take()
-        if end > self.size and not self.zero_init and self._data_file is None:
-            # The part of the last cluster behind the disk's end would show up when the disk grows.
-            tail = extents[-1]
-            assert tail.host is not None
-            self.file.zero(tail.host + tail.length, end - self.size)
-        self._refcounts.settle()
-        return extents
+        return self._filled.allocate(start, length)
 
     def mark_zero(self, start: int, length: int) -> None:
-        covered = self.backing is not None
-        if covered and not self.can_mark_zero:
-            raise NotSupported("Zero clusters need qcow2 version 3 where there is a backing file")
-        self._change()
-        first, last, end = self._range(start, length)
-        guest = first * self._header.cluster_size
-        for index, low, high in self._tables.pieces(first, last):
-            if covered or not self._tables.is_blank(index):
-                table = self._tables.chunk(index)
-                self._entries.mark_zero(table, low, high, guest, start, end, covered)
-            guest += (high - low) * self._header.cluster_size
-        self._refcounts.settle()
-
-    # -- compression
+        if self.can_write and self.backing is None and self._fresh is None:
+            return  # it reads as zeros already
+        self._filled.mark_zero(start, length)
 
     def encode(self, data: Bytes) -> bytes | None:
         if not self.can_compress:
             raise NotSupported("Operation not supported")
-        if self._encoder is None:
-            from qimg.codec import codec
-
-            self._encoder = codec("zstd" if self._header.header.compression_type else "deflate").compress
-        size = self._header.cluster_size
-        if len(data) < size:
-            data = bytes(data).ljust(size, b"\0")
-        packed = self._encoder(data)
-        return packed if len(packed) < size else None
+        return self._encode(data)
 
     def write_encoded(self, guest: int, data: bytes) -> None:
-        self._change()
-        clusters = self._tables.chunk_clusters
-        index, entry = divmod(guest // self._header.cluster_size, clusters)
-        before = self._entries.set_compressed(self._tables.chunk(index), entry, self._packer.put(data))
-        if before & L2_COMPRESSED:
-            self._packer.drop(before)
-        elif before & COPIED:
-            self._refcounts.release((before & OFFSET_MASK) // self._header.cluster_size, 1)
-        self._refcounts.settle()
-
-    # -- bitmaps
+        self._filled.write_encoded(guest, data)
 
     def store_bitmaps(self, bitmaps: Iterable[BitmapData]) -> None:
-        if self._header.version < 3:
-            raise NotSupported("Cannot store dirty bitmaps in qcow2 v2 files")
-        self._change()
-        if self._bitmaps is None:
-            from qimg.formats.qcow2.bitmap_store import BitmapStore
-
-            self._bitmaps = BitmapStore(self.file, self._space, self._header.cluster_size, self.size)
-        for bitmap in bitmaps:
-            self._bitmaps.add(bitmap)
-
-    def _store_bitmaps(self) -> None:
-        pointer = None if self._bitmaps is None else self._bitmaps.store()
-        if pointer is None:
-            return
-        size = self._header.cluster_size
-        old = self._header.bitmaps
-        if old is not None:
-            self._refcounts.release(old.directory_offset // size, -(-old.directory_size // size))
-        self._header.bitmaps = pointer
-        self._header.header.autoclear_features |= AUTOCLEAR_BITMAPS
-
-    # -- the end
+        self._filled.store_bitmaps(bitmaps)
 
     def flush(self) -> None:
-        if self._state == _WHOLE:
-            return
-        if self._state == _REUSED:
-            self._begin()  # an older header must be gone before anything else is overwritten
-        self._packer.flush()
-        self._store_bitmaps()
-        self._tables.store()
-        header = self._header.header
-        if header.l1_size:
-            # A file ends with the last entry, as the real program's; elsewhere whole sectors.
-            self._tables.store_l1(header.l1_table_offset, 1 if self.file.zero_init else _SECTOR)
-        self._refcounts.place()
-        self._refcounts.store()
-        header.refcount_table_offset = self._refcounts.table_offset
-        header.refcount_table_clusters = self._refcounts.table_clusters
-        cluster = self._header.pack()
-        sector = min(len(cluster), max(_SECTOR, self.file.limits.request_alignment))
-        if len(cluster) > sector:
-            self.file.write(memoryview(cluster)[sector:], sector)
-        self._cover_data()
-        self.file.flush()
-        if self._data_file is not None:
-            self._data_file.flush()
-        self.file.write(cluster[:sector], 0)
-        self.file.flush()
-        self._state = _WHOLE
-
-    def _cover_data(self) -> None:
-        """The file reaches to the end of its last data cluster, written to or not (section 15)."""
-        end = self._entries.placement.end
-        if not self.file.fixed_size and self.file.size < end:
-            self.file.resize(end)
+        if self._fresh is not None and self._changed:
+            self._fresh.flush()
+            self._changed = False
+            self._active = None
+            self._sparse = None
+            self._reader = None
 
     def abandon(self) -> None:
-        """What was not flushed is forgotten; the provisional header stays."""
+        if self._fresh is not None:
+            self._fresh.abandon()
 
-    def close(self) -> None:
-        self.file.close()
-        if self._data_file is not None:
-            self._data_file.close()
-
-    # -- reading what was flushed
-
-    def _read(self) -> Image:
-        if self._state != _WHOLE:
-            raise NotSupported("The image cannot be read before it is flushed")
-        if self._reader is None:
-            from qimg.context import Context
-            from qimg.formats.registry import get
-
-            self._reader = get("qcow2").open(self.file, context=Context())
-            if self._data_file is not None:
-                self._reader.attach_data_file(self._data_file)
-        return self._reader
+    # -- reading
 
     def extents(self, start: int, length: int) -> list[Extent]:
-        return self._read().extents(start, length)
-
-    def read_into(self, buf: Buffer, guest: int) -> None:
-        self._read().read_into(buf, guest)
-
-    def bitmaps(self) -> list[BitmapData]:
-        return self._read().bitmaps()
-
-    def format_specific(self) -> dict[str, object] | None:
-        return self._read().format_specific()
-
-
-def _reference(header: ParsedHeader) -> Reference | None:
-    if header.backing_name is None:
-        return None
-    name = header.backing_name.decode("utf-8", "surrogateescape")
-    format = header.backing_format
-    return Reference(name, None if format is None else format.decode("utf-8", "surrogateescape"))
-
+        if self._changed:
+            # Until the flush it is what it was: empty.
+            return [Extent(start, length, HOLE)] if length > 0 else []
+        return super().extents(start, length)
