@@ -1,7 +1,7 @@
 """What every image format promises. A format's own test class is two lines: a subclass and its `format`.
 
-The judge is the real program: what we write it has to read, and what it writes we have to read. The content is
-made of 8-byte words, each its own address, so bytes that land in the wrong place show it.
+The judge is the real program: what we write it has to read, and what it writes we have to read. The content
+is made of 8-byte words, each its own address, so bytes that land in the wrong place show it.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ class FormatSuite:
     def test_reading_never_writes(self, image: Image) -> None:
         path = Path(image.file.name)
         image.close()
-        before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.parent.iterdir()}
+        before = state(path.parent)
         with qimg.open(path, format=self.format) as disk:
             disk.read(0, disk.size)
             list(disk.extents())
@@ -414,6 +414,11 @@ class FormatSuite:
         path = tmp_path / "again"
         qimg.convert(source, path, source_format=self.format, format=self.format)
         assert real_content(path, format=self.format) == content(LAYOUT)
+
+
+def state(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of change of every file."""
+    return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.iterdir()}
 
 
 def assert_contract(extents: list[Extent], start: int, length: int) -> None:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qimg.extent import HOLE, MAPPED, ZERO, Extent, Runs, clip, is_data, is_present, is_zero
+import itertools
 
 
 def test_gaps_become_holes_and_the_range_is_covered() -> None:
@@ -85,7 +86,7 @@ def test_any_ascending_input_gives_a_gapless_cover(
             assert model[byte] == (extent.flags, host)
         at += extent.length
     assert at == start + length
-    for before, after in zip(taken, taken[1:], strict=False):
+    for before, after in itertools.pairwise(taken):
         assert (before.flags, before.host is None) != (
             after.flags,
             after.host is None,

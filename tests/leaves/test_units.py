@@ -53,8 +53,15 @@ def test_a_size_is_read_as_the_sheet_says(text: str, value: int) -> None:
         "0x",
         "0x10k",
         "1 ",
-    ]
-    + ["--1", "+-1", ".", ".k", "1..5k", "٣", "-1k", "-1.5k"],
+        "--1",
+        "+-1",
+        ".",
+        ".k",
+        "1..5k",
+        "٣",
+        "-1k",
+        "-1.5k",
+    ],
 )
 def test_text_that_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):

@@ -98,7 +98,38 @@ check --format=qcow2 a.q
 
 DAMAGED = "\n".join(
     f"check {more}c-{name}.q"
-    for name in ["leak", "double", "lost", "low", "copied", "uncopied", "misaligned", "dataodd", "l2far", "l2odd", "reserved", "l1reserved", "refblock", "reftable", "beyond", "truncated", "zcopied", "zlow", "zbeyond", "garbage", "zgarbage", "snaplow", "snapbad", "extbad", "v2zero", "df", "rb1", "rb64", "bitmap", "dirty"]
+    for name in [
+        "leak",
+        "double",
+        "lost",
+        "low",
+        "copied",
+        "uncopied",
+        "misaligned",
+        "dataodd",
+        "l2far",
+        "l2odd",
+        "reserved",
+        "l1reserved",
+        "refblock",
+        "reftable",
+        "beyond",
+        "truncated",
+        "zcopied",
+        "zlow",
+        "zbeyond",
+        "garbage",
+        "zgarbage",
+        "snaplow",
+        "snapbad",
+        "extbad",
+        "v2zero",
+        "df",
+        "rb1",
+        "rb64",
+        "bitmap",
+        "dirty",
+    ]
     for more in ("", "--output=json ")
 )
 

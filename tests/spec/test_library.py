@@ -390,10 +390,10 @@ def test_measure_predicts(images: Path) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda where: qimg.info(where),
+        qimg.info,
         lambda where: qimg.open(where).close(),
         lambda where: list(qimg.map(where)),
-        lambda where: qimg.check(where),
+        qimg.check,
         lambda where: qimg.compare(where, where),
         lambda where: qimg.measure(where, output_format="qcow2"),
         lambda where: qimg.convert(where, os.devnull, create=False),
@@ -423,7 +423,7 @@ def test_a_name_that_leads_nowhere_is_an_open_error(name: str, folder: Path) -> 
             call(name)
     with pytest.raises(qimg.QimgError):
         qimg.convert(name, "t")
-    if name not in ("nosuch",):
+    if name != "nosuch":
         with pytest.raises(qimg.QimgError):
             qimg.create(name, size=512)
 

@@ -186,7 +186,7 @@ class Image:
         raise NotSupported(f"Writing to {self.format_name} images is not supported")
 
     def mark_zero(self, start: int, length: int) -> None:
-        """Make ``start .. start + length`` (multiples of `granularity`, or ending at `size`) read as zeros."""
+        """Make ``start .. start + length`` (multiples of `granularity`, or up to `size`) read as zeros."""
         raise NotSupported(f"Writing zeros to {self.format_name} images is not supported")
 
     def encode(self, data: Bytes) -> bytes | None:
