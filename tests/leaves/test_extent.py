@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qimg.extent import HOLE, MAPPED, ZERO, Extent, Runs, clip, is_data, is_present, is_zero
-import itertools
 
 
 def test_gaps_become_holes_and_the_range_is_covered() -> None:

@@ -1,6 +1,5 @@
 """`check` finds the same as the real program, and says it in the same words (check sheet; qcow2 sheet 15)."""
 
-# ruff: noqa: E501  (a line of a table is an invocation)
 from __future__ import annotations
 
 import json

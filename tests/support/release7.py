@@ -28,9 +28,11 @@ ERRORS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"Value '-\d+' is out of range for parameter '(.*)'",
-        r"Parameter '\1' expects a non-negative number below 2^64\n"
-        r"Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-        r"and exabytes, respectively.",
+        (
+            r"Parameter '\1' expects a non-negative number below 2^64\n"
+            r"Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
+            r"and exabytes, respectively."
+        ),
     ),
     (
         r"Could not create snapshot '(.*)': Operation not supported",
