@@ -53,8 +53,8 @@ def open_chain(
     try:
         while below is not None:
             depth = len(nodes)
-            _bound(depth)
             names.append(below.filename or "")
+            _bound(depth)
             node = builder.image(below.expand(), mode, named_by=named_by)
             nodes.append(node)
             _meet(node, builder.path)

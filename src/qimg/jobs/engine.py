@@ -135,6 +135,7 @@ class _Run:
         self._changed = threading.Condition()
         self._work = work
         self._meter = meter
+        self._unreported: list[int] = []
         self._items = items
         self._ahead: list[object] = []
         self._exhausted = False
@@ -174,15 +175,17 @@ class _Run:
             raise self._error
 
     def _watch(self) -> None:
-        shown = -1
+        """Report every finished item, also those that finished while nobody looked."""
         while True:
             with self._changed:
-                if self._active and self._meter.done == shown:
+                if self._active and not self._unreported:
                     self._changed.wait(_POLL)
                 finished = not self._active
-            shown = self._meter.done
-            if self._error is None:
-                self._meter.tick()
+                steps, self._unreported = self._unreported, []
+            for step in steps or (0,):
+                self._meter.done += step
+                if not self._stopped():
+                    self._meter.tick()
             if finished:
                 return
 
@@ -201,7 +204,7 @@ class _Run:
                 with self._changed:
                     self._pass(index)
                     self._finished += 1
-                    self._meter.done += done
+                    self._unreported.append(done)
                     self._changed.notify_all()
         except BaseException as error:  # noqa: BLE001 - raised by `execute`
             self._fail(error)
