@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -309,7 +310,8 @@ class FormatSuite:
         except NotSupported:
             pass
         qimg.compare(path, path, first_format=self.format, second_format=self.format)
-        qimg.convert(path, os.devnull, source_format=self.format, create=False)
+        with tempfile.TemporaryDirectory() as elsewhere:
+            qimg.convert(path, os.path.join(elsewhere, "copy"), source_format=self.format)
         assert state(path.parent) == before
 
     def test_files_are_opened_for_reading_only(self, image: Image) -> None:

@@ -312,13 +312,13 @@ def _told(disk: Disk, extent: Extent) -> int:
 def _kind(disk: Disk, extent: Extent, told: int) -> tuple[bool, bool, bool, bool, bool]:
     """What strict mode compares: data, zero, present, has a place in a file, reaches the end.
 
-    A range past the end of a shorter backing file is present. The last backing file's end counts as an end
-    to what no image decides."""
+    A range past the end of a shorter backing file is present, and nowhere. The last backing file's end
+    counts as an end to what no image decides."""
     end = extent.start + told
     place, data, present = extent.host is not None, is_data(extent), is_present(extent)
     last = end == disk.size
     if not present and extent.depth < len(disk.layers) - 1:
-        present = True
+        present, place = True, False
     elif not present:
         last = last or end == disk.layers[-1].image.size
     if not _keeps_data(extent) and not extent.flags & ZERO:
