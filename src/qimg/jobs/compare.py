@@ -306,7 +306,11 @@ def _told(disk: Disk, extent: Extent) -> int:
     spans = [layer.image.lookup_span for layer in disk.layers[: extent.depth + 1]]
     if extent.flags & COMPRESSED:
         spans.append(disk.layers[extent.depth].image.cluster_size)
-    return min([length, *(span - start % span for span in spans if span)])
+    told = min([length, *(span - start % span for span in spans if span)])
+    for layer in disk.layers[: extent.depth]:
+        # Each image above was asked first, and answered for a run of its own.
+        told = min(told, layer.image.extents(start, told)[0].length)
+    return told
 
 
 def _kind(disk: Disk, extent: Extent, told: int) -> tuple[bool, bool, bool, bool, bool]:

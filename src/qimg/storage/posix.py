@@ -379,6 +379,8 @@ class PosixFile(Storage):
             os.ftruncate(self._fd, size)
         except OSError as error:
             raise _reason("Could not resize file", error) from error
+        if not size:
+            self._settle_truncation()
 
     def _allocate(self, old: int, size: int) -> None:
         try:
@@ -420,7 +422,6 @@ class PosixFile(Storage):
         if hint > _EXTENT_SIZE_MAX:
             raise OptionError("Extent size hint is too large", option="extent_size_hint")
         self._set_length(0)
-        self._settle_truncation()
         if hint > 0:
             try:
                 hostcalls.set_extent_size_hint(self._fd, hint)
