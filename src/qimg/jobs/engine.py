@@ -73,7 +73,7 @@ class Meter:
 
 def default_workers() -> int:
     """Threads that keep the processors of this machine busy with work that releases the GIL."""
-    return min(16, len(os.sched_getaffinity(0)) + 1)
+    return max(2, min(16, len(os.sched_getaffinity(0))))
 
 
 def run(
