@@ -1,4 +1,4 @@
-"""qimg beside the real qemu-img, in pairs (A B A B ...) of one run on one machine.
+"""qimg beside the real qemu-img, in pairs (A B B A ...) of one run on one machine.
 
     ./dev bench                               the full run: 1 GiB of real files, a 1 TiB image; some minutes
     ./dev bench --quick                       small inputs, one round; shows that it works, measures little
@@ -219,15 +219,17 @@ class Bench:
         ]
 
     def measure(self, job: Job, rounds: int) -> Row:
-        """Run a job's pairs, the real program first."""
+        """Run a job's pairs; the two take turns in being first, which on some machines costs time: memory
+        that was just freed may have to come back from the host."""
         row = Row(job)
         real = list(job.other) if job.other is not None else [self.real, *job.words]
         sizes: list[int] = []
-        if job.target is None:  # first runs compile modules and fill caches; a convert hardly notices
-            run(real, self.folder)
-            run([*self.ours, *job.words], self.folder)
+        both = ((real, row.real), ([*self.ours, *job.words], row.ours))
+        if job.target is None or rounds > 1:  # first runs compile modules and fill caches
+            for words, _ in both:
+                run(words, self.folder)
         for turn in range(rounds * job.rounds_factor):
-            for words, costs in ((real, row.real), ([*self.ours, *job.words], row.ours)):
+            for words, costs in both[:: -1 if turn % 2 else 1]:
                 target = None if job.target is None else self.folder / job.target
                 if target is not None:
                     target.unlink(missing_ok=True)
