@@ -133,6 +133,7 @@ class _Run:
 
         self._threading = threading
         self._changed = threading.Condition()
+        self._ended = threading.Event()
         self._work = work
         self._meter = meter
         self._unreported: list[int] = []
@@ -150,20 +151,20 @@ class _Run:
         """Start the workers, report until they are done, raise what they raised."""
         previous = self._threading.stack_size(_STACK)
         threads: list[threading.Thread] = []
+        self._active = workers
         try:
             for number in range(workers):
                 thread = self._threading.Thread(target=self._worker, name=f"qimg-{number}", daemon=True)
-                self._active += 1
                 try:
                     thread.start()
                 except RuntimeError:  # no room for another thread: go on with those that run
-                    self._active -= 1
+                    self._leave(workers - number)
                     break
                 threads.append(thread)
         finally:
             self._threading.stack_size(previous)
         if not threads:
-            self._active += 1
+            self._active = 1
             self._worker()
         try:
             self._watch()
@@ -175,19 +176,17 @@ class _Run:
             raise self._error
 
     def _watch(self) -> None:
-        """Report every finished item, also those that finished while nobody looked."""
-        while True:
+        """Report every finished item, some late. Waking up for each would take the processor, and Python's
+        lock, from the workers."""
+        finished = False
+        while not finished:
+            finished = self._ended.wait(_POLL)
             with self._changed:
-                if self._active and not self._unreported:
-                    self._changed.wait(_POLL)
-                finished = not self._active
                 steps, self._unreported = self._unreported, []
             for step in steps or (0,):
                 self._meter.done += step
                 if not self._stopped():
                     self._meter.tick()
-            if finished:
-                return
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
@@ -208,9 +207,14 @@ class _Run:
                     self._changed.notify_all()
         except BaseException as error:  # noqa: BLE001 - raised by `execute`
             self._fail(error)
+        self._leave(1)
+
+    def _leave(self, workers: int) -> None:
+        """So many workers have ended."""
         with self._changed:
-            self._active -= 1
-            self._changed.notify_all()
+            self._active -= workers
+            if not self._active:
+                self._ended.set()
 
     def _fetch(self) -> tuple[int, object] | None:
         """The next item with its number; None at the end or after an error."""
