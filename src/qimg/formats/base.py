@@ -134,6 +134,8 @@ class Image:
     can_compress: bool = False
     #: Writing: guest ranges can be made to read as zeros over a backing file without writing data.
     can_mark_zero: bool = False
+    #: Writing: so much is staged that the job should finish the bytes in flight and call `flush`.
+    wants_flush: bool = False
 
     # -- reading
 
@@ -171,10 +173,13 @@ class Image:
         """What ``Format specific information`` shows: JSON keys in order, values JSON-like. None: nothing."""
         return None
 
-    def check(self, report: Callable[[str], None]) -> CheckResult:
-        """Check consistency without changing anything; every finding goes to `report` as one line.
+    def check(self, report: Callable[[str], None], fix: str | None = None) -> CheckResult:
+        """Check consistency; every finding goes to `report` as one line. Without `fix` nothing is changed;
+        ``leaks`` and ``all`` repair (the image was opened writable and `for_check`), and the counts of the
+        result tell what was found on the way and what was fixed; check again to see what is left.
 
-        Raises NotSupported where the format cannot be checked, QimgError where the check cannot run."""
+        Raises NotSupported where the format cannot be checked or repaired, QimgError where the check
+        cannot run."""
         raise NotSupported("This image format does not support checks")
 
     # -- writing: staged tables, bytes moved by the engine. Calls come from one thread at a time.
@@ -185,9 +190,18 @@ class Image:
         their place. Tables are staged in memory; nothing refers to the new space before `flush`."""
         raise NotSupported(f"Writing to {self.format_name} images is not supported")
 
+    def in_place(self, start: int, length: int) -> list[Extent]:
+        """Where ``start .. start + length`` can be overwritten without a new place: MAPPED extents. What
+        `allocate` would move or make room for is HOLE; of that, every byte has to be written."""
+        raise NotSupported(f"Writing to {self.format_name} images is not supported")
+
     def mark_zero(self, start: int, length: int) -> None:
         """Make ``start .. start + length`` (multiples of `granularity`, or up to `size`) read as zeros."""
         raise NotSupported(f"Writing zeros to {self.format_name} images is not supported")
+
+    def discard(self, start: int, length: int) -> None:
+        """Say that a range's content no longer matters. Whole units read as zeros afterwards and give their
+        space back; what is less is left alone."""
 
     def encode(self, data: Bytes) -> bytes | None:
         """One cluster compressed, or None where that saves nothing. Pure: call it from many threads."""
@@ -203,6 +217,54 @@ class Image:
 
     def flush(self) -> None:
         """Make the staged state the image's: data, barrier, tables, barrier, header last."""
+
+    # -- changes of the whole: each is durable when it returns, and whole or not there after a crash.
+
+    def resize(self, size: int, preallocation: str = "off", *, shown: int = 0) -> None:
+        """Set the guest's size (rounded as the format does). Growth reads as zeros, also where a backing
+        disk of `shown` bytes would show through. Raises NotSupported, OptionError, LimitError, StorageError.
+        """
+        raise NotSupported("Image format driver does not support resize")
+
+    def change_backing(self, backing: Reference | None) -> None:
+        """Record another backing file, or none. Raises NotSupported, LimitError, OptionError."""
+        raise NotSupported("Operation not supported")
+
+    def make_empty(self) -> None:
+        """Drop this layer's clusters: everything shows through from below. Raises NotSupported."""
+        raise NotSupported("Operation not supported")
+
+    def create_snapshot(self, name: str, *, date_sec: int, date_nsec: int) -> None:
+        """Add an internal snapshot of the present state. Raises NotSupported, LimitError, StorageError."""
+        raise NotSupported("Operation not supported")
+
+    def apply_snapshot(self, which: str) -> None:
+        """Go back to the snapshot with this id, else name (`size` too). Raises QimgError."""
+        raise NotSupported("Block driver does not support snapshots")
+
+    def delete_snapshot(self, name: str) -> None:
+        """Remove the first snapshot of this name. Raises QimgError."""
+        raise NotSupported("snapshot not found")
+
+    def amend(
+        self, options: dict[str, Value], *, force: bool = False, progress: Callable[[int, int], None]
+    ) -> None:
+        """Change options of creation; `progress(done, total)`. Raises OptionError before any change."""
+        raise NotSupported(f"Format driver '{self.format_name}' does not support option amendment")
+
+    def add_bitmap(self, name: str, granularity: int | None) -> None:
+        """Add an enabled, empty persistent bitmap; None: the format's default granularity."""
+        raise NotSupported("Operation not supported")
+
+    def remove_bitmap(self, name: str) -> None:
+        """Remove a bitmap, also an inconsistent one."""
+        raise NotSupported("Operation not supported")
+
+    def change_bitmap(
+        self, name: str, *, enabled: bool | None = None, clear: bool = False, merge: BitmapData | None = None
+    ) -> None:
+        """Switch a bitmap on or off, clear it, or set the bits of `merge` in it."""
+        raise NotSupported("Operation not supported")
 
     def abandon(self) -> None:
         """A failed job's last call before `close`, instead of `flush`: leave a file that does not claim to
@@ -270,6 +332,9 @@ class Format:
     can_create = False
     can_compress = False
     can_check = False
+    can_amend = False
+    #: Options that `Image.amend` takes, as ``amend -o help`` shows them.
+    amend_options: tuple[Option, ...] = ()
     can_measure = False
     can_backing = False
     can_bitmaps = False

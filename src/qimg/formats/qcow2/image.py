@@ -238,7 +238,11 @@ class Qcow2Image(Image):
             shown["extended-l2"] = parsed.extended_l2
         return shown
 
-    def check(self, report: Callable[[str], None]) -> CheckResult:
+    def check(self, report: Callable[[str], None], fix: str | None = None) -> CheckResult:
+        if fix is not None:
+            from qimg.formats.qcow2.repair import repair
+
+            return repair(self, report, fix)
         from qimg.formats.qcow2.check import check
 
         return check(self, report)
