@@ -651,12 +651,6 @@ DIFFERENT: dict[str, Different] = {
         ),
         files=SAME,
     ),
-    "convert -n -O qcow2 mixed.raw t-old.q": _refused(
-        0, LATER, "Writing to existing qcow2 images is not supported yet"
-    ),
-    "convert -n --target-image-opts mixed.raw driver=qcow2,file.filename=t-old.q": _refused(
-        0, LATER, "Writing to existing qcow2 images is not supported yet"
-    ),
     "convert -O qcow2 -o encryption=on mixed.raw out": _refused(
         0, LATER, "out: error while converting qcow2: Encryption is not supported yet"
     ),

@@ -21,7 +21,7 @@ from qimg.errors import NotSupported
 from qimg.extent import Runs
 from qimg.formats.base import Image, Reference
 from qimg.formats.qcow2.alloc import HostSpace
-from qimg.formats.qcow2.compress import Encoder, Packer
+from qimg.formats.qcow2.compress import Encoder, FreshPacker
 from qimg.formats.qcow2.entries import ExtendedEntries, OneToOne, Placement, PlainEntries
 from qimg.formats.qcow2.refcounts import Refcounts, most_clusters
 from qimg.formats.qcow2.structs import (
@@ -100,7 +100,7 @@ class FreshImage(Image):
         l1_clusters = -(-8 * fixed.l1_size // header.cluster_size)
         self._space = HostSpace(3 + l1_clusters, most_clusters(header.cluster_size, bits))
         self._refcounts = Refcounts(file, self._space, header.cluster_size, bits)
-        self._packer = Packer(file, self._space, self._refcounts, header.cluster_bits)
+        self._packer = FreshPacker(file, self._space, self._refcounts, header.cluster_bits)
         self._entries = self._make_entries(data_file)
         self._tables = StagedTables(
             file,
