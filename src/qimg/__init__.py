@@ -16,14 +16,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qimg.api import Disk as Disk
     from qimg.api import DiskFile as DiskFile
+    from qimg.api import amend as amend
     from qimg.api import check as check
     from qimg.api import compare as compare
     from qimg.api import convert as convert
     from qimg.api import create as create
+    from qimg.api import dd as dd
     from qimg.api import info as info
     from qimg.api import map as map
     from qimg.api import measure as measure
     from qimg.api import open as open
+    from qimg.api import resize as resize
     from qimg.errors import Cancelled as Cancelled
     from qimg.errors import CorruptImage as CorruptImage
     from qimg.errors import FormatError as FormatError
@@ -40,7 +43,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_API = ("Disk", "DiskFile", "check", "compare", "convert", "create", "info", "map", "measure", "open")
+_API = (
+    "Disk",
+    "DiskFile",
+    "amend",
+    "check",
+    "compare",
+    "convert",
+    "create",
+    "dd",
+    "info",
+    "map",
+    "measure",
+    "open",
+    "resize",
+)
 _ERRORS = (
     "Cancelled",
     "CorruptImage",

@@ -8,13 +8,16 @@ import os
 from qimg.context import Context
 from qimg.errors import QimgError
 from qimg.graph.open import ImageSpec, open_disk
+from qimg.jobs import amend as _amend
 from qimg.jobs import check as _check
 from qimg.jobs import compare as _compare
 from qimg.jobs import convert as _convert
 from qimg.jobs import create as _create
+from qimg.jobs import dd as _dd
 from qimg.jobs import info as _info
 from qimg.jobs import map as _map
 from qimg.jobs import measure as _measure
+from qimg.jobs import resize as _resize
 from qimg.jobs.progress import Callback
 
 TYPE_CHECKING = False
@@ -229,6 +232,35 @@ def convert(
     _convert.convert(request, progress=_progress(progress), cancelled=cancelled, context=context or Context())
 
 
+def dd(
+    source: Where,
+    target: Where,
+    *,
+    format: str = "raw",
+    source_format: str | None = None,
+    block_size: int = _dd.BLOCK,
+    count: int | None = None,
+    skip: int = 0,
+    share: bool = False,
+    cancelled: CancelFunction | None = None,
+    context: Context | None = None,
+) -> bool:
+    """Copy blocks of the disk at `source` into a new image of `format`, zeros as well as data. `count` (None:
+    all) and `skip` are in blocks of `block_size` bytes; `count` is taken first, so that ``skip=2, count=3``
+    copies one block. False where `skip` lies behind what there is to copy: the new image is then empty.
+
+    Raises QimgError, Cancelled; the target then does not claim to be whole."""
+    request = _dd.DdRequest(
+        _spec(source, source_format, share=share),
+        os.fspath(target),
+        output_format=format,
+        block_size=block_size,
+        count=count,
+        skip=skip,
+    )
+    return _dd.dd(request, cancelled=cancelled, context=context or Context())
+
+
 def compare(
     first: Where,
     second: Where,
@@ -313,5 +345,50 @@ def measure(
         output_format=output_format,
         options=_pairs(options),
         snapshot=None if snapshot is None else _convert.SnapshotParam(id_or_name=snapshot),
+        context=context or Context(),
+    )
+
+
+def resize(
+    where: Where,
+    size: int,
+    *,
+    relative: bool = False,
+    shrink: bool = False,
+    preallocation: str = "off",
+    format: str | None = None,
+    context: Context | None = None,
+) -> None:
+    """Give the disk of the image at `where` a size of `size` bytes, or with `relative` that many more.
+
+    A smaller size needs `shrink`: what lies behind it is lost. `preallocation` (off, metadata, falloc, full)
+    says how added space is reserved. Raises QimgError."""
+    _resize.resize(
+        _spec(where, format),
+        size,
+        relative=relative,
+        shrink=shrink,
+        preallocation=preallocation,
+        context=context or Context(),
+    )
+
+
+def amend(
+    where: Where,
+    options: Mapping[str, object],
+    *,
+    format: str | None = None,
+    force: bool = False,
+    cache: str = "writeback",
+    progress: ProgressFunction | None = None,
+    context: Context | None = None,
+) -> None:
+    """Give options of creation of the image at `where` new values (``qemu-img amend -o help`` lists them);
+    what is not named stays as it is. Raises QimgError, before any change where an option is wrong."""
+    _amend.amend(
+        _spec(where, format, cache=cache),
+        _pairs(options),
+        force=force,
+        progress=_progress(progress),
         context=context or Context(),
     )

@@ -7,6 +7,13 @@ from qimg.formats import registry as formats
 from qimg.storage import registry as storages
 
 SYNTAX = {
+    "amend": (
+        "[--object objectdef] [--image-opts] [-p] [-q] [-f fmt] [-t cache] [--force] -o options filename"
+    ),
+    "resize": (
+        "[--object objectdef] [--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename "
+        "[+ | -]size"
+    ),
     "check": (
         "[--object objectdef] [--image-opts] [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] "
         "[-U] filename [filename2 [...]]"
@@ -26,6 +33,10 @@ SYNTAX = {
         "[--object objectdef] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename "
         "[size]"
     ),
+    "dd": (
+        "[--object objectdef] [--image-opts] [-U] [-f fmt] [-O output_fmt] [bs=block_size] [count=blocks] "
+        "[skip=blocks] if=input of=output"
+    ),
     "info": (
         "[--object objectdef] [--image-opts] [-f fmt] [--output=ofmt] [--backing-chain] [-U] filename "
         "[filename2 [...]]"
@@ -41,10 +52,13 @@ SYNTAX = {
 }
 
 SUMMARIES = {
+    "amend": "change options of creation in an image that exists",
+    "resize": "change the size of the guest's disk",
     "check": "look for corruptions and leaks inside an image",
     "compare": "tell whether two images hold the same data",
     "convert": "copy images into a new image, or into one that exists",
     "create": "make a new, empty image",
+    "dd": "copy a part of an image, counted in blocks, into a new image",
     "info": "describe an image",
     "map": "list which part of an image's data lies where",
     "measure": "predict the size of a new image file",
@@ -52,6 +66,20 @@ SUMMARIES = {
 
 #: What the options of one command mean: (option, sentence lines).
 OPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
+    "amend": (
+        ("-f fmt", "format of the image; found out if not given"),
+        ("-o options", "what to change; '-o help' lists the options. What is not named stays as it is"),
+        ("-t cache", "cache mode of the image"),
+        ("-p, -q", "show progress; be quiet"),
+        ("--force", "allow changes of keys that may lock everybody out"),
+    ),
+    "resize": (
+        ("[+ | -]size", "the last word: the new size in bytes, or how much larger or smaller"),
+        ("-f fmt", "format of the image; found out if not given"),
+        ("--preallocation", "how the added space is reserved: off, metadata, falloc or full"),
+        ("--shrink", "confirm that the data behind the new end may be lost"),
+        ("-q", "do not say that it is done"),
+    ),
     "check": (
         ("-f fmt, --format", "format of the image; found out if not given"),
         ("-q", "print nothing but findings and errors"),
@@ -102,6 +130,15 @@ OPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("-u", "do not open the backing file, which may be missing; a size is needed then"),
         ("-o options", "creation options; '-o help' lists them"),
         ("-q", "do not say what is created"),
+    ),
+    "dd": (
+        ("-f fmt", "format of the input; found out if not given"),
+        ("-O output_fmt", "format of the output, which is always created anew; raw if not given"),
+        ("bs=block_size", "bytes of a block (default 512)"),
+        ("count=blocks", "look at so many blocks of the input only, those skipped among them"),
+        ("skip=blocks", "leave out so many blocks at the beginning"),
+        ("if=input, of=output", "the image to read, and the one to make"),
+        ("-U, --force-share", "go ahead while another process writes to the input"),
     ),
     "info": (
         ("-f fmt, --format", "format of the image; found out if not given"),

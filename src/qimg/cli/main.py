@@ -22,7 +22,7 @@ COMPATIBLE = "10.0.0"
 
 # name -> "module:function" taking (session, words) and returning the exit code; None: known, not written yet.
 COMMANDS: dict[str, str | None] = {
-    "amend": None,
+    "amend": "qimg.cli.cmd_amend:run",
     "bench": None,
     "bitmap": None,
     "check": "qimg.cli.cmd_check:run",
@@ -30,12 +30,12 @@ COMMANDS: dict[str, str | None] = {
     "compare": "qimg.cli.cmd_compare:run",
     "convert": "qimg.cli.cmd_convert:run",
     "create": "qimg.cli.cmd_create:run",
-    "dd": None,
+    "dd": "qimg.cli.cmd_dd:run",
     "info": "qimg.cli.cmd_info:run",
     "map": "qimg.cli.cmd_map:run",
     "measure": "qimg.cli.cmd_measure:run",
     "rebase": None,
-    "resize": None,
+    "resize": "qimg.cli.cmd_resize:run",
     "snapshot": None,
 }
 

@@ -190,11 +190,18 @@ def measure_lines(measure: Measure) -> str:
 def option_table(options: Iterable[Option], format: str | None) -> str:
     """``-o help``. With `format`: of the format alone, which the closing lines say."""
     text = f"Supported {format} options:\n" if format is not None else "Supported options:\n"
-    for option in sorted(options, key=lambda option: option.name):
-        text += f"  {f'{option.name}=<{option.type}>':<22} - {option.help}\n"
+    text += option_rows(options)
     if format is None:
         return text
     return text + (
         "\nThe protocol level may support further options.\n"
         "Specify the target filename to include those options.\n"
+    )
+
+
+def option_rows(options: Iterable[Option]) -> str:
+    """A line for each option, sorted by name (common sheet, section 6)."""
+    return "".join(
+        f"  {f'{option.name}=<{option.type}>':<22} - {option.help}\n"
+        for option in sorted(options, key=lambda option: option.name)
     )

@@ -39,13 +39,22 @@ class RawImage(Image):
     can_write = True
 
     def __init__(
-        self, file: Storage, size: int, *, offset: int = 0, new: bool = False, preallocation: str = "off"
+        self,
+        file: Storage,
+        size: int,
+        *,
+        offset: int = 0,
+        fixed: bool = False,
+        new: bool = False,
+        preallocation: str = "off",
     ) -> None:
-        """`size` guest bytes at `offset` of `file`. `new`: the file holds nothing yet, see the module;
-        `preallocation`: how its space, all but the last block, has been allocated; it is to stay so."""
+        """`size` guest bytes at `offset` of `file`. `fixed`: the user's options say so, whatever the file's
+        length is. `new`: the file holds nothing yet, see the module; `preallocation`: how its space, all but
+        the last block, has been allocated; it is to stay so."""
         self.file = file
         self.size = size
         self.offset = offset
+        self._fixed = fixed
         self._new = new
         self._reserved = preallocation != "off"
         self._late_end: _LateEnd | None = None
@@ -87,6 +96,21 @@ class RawImage(Image):
             self._late_end.finish(self.size)
             self._late_end = None
         self.file.flush()
+
+    def resize(self, size: int, preallocation: str = "off", *, shown: int = 0) -> None:
+        """To the byte, not to whole sectors, as the real program does (raw sheet 7)."""
+        if self._fixed:
+            raise NotSupported("Cannot resize fixed-size raw disks")
+        if not self.file.fixed_size:
+            if preallocation == "metadata":
+                raise NotSupported("Unsupported preallocation mode: metadata")
+            self.file.resize(self.offset + size, preallocation)
+        elif preallocation != "off":
+            raise NotSupported(f"Preallocation mode '{preallocation}' unsupported for this non-regular file")
+        elif self.offset + size != self.file.size:
+            raise NotSupported("Cannot resize device files")
+        self.file.flush()
+        self.size = round_up(size, SECTOR)
 
     def abandon(self) -> None:
         if not self._new or self.file.fixed_size:
@@ -246,7 +270,7 @@ class Raw(Format):
                 f"  actual size of the containing file ({whole})",
                 option="size",
             )
-        return RawImage(file, size, offset=offset)
+        return RawImage(file, size, offset=offset, fixed=True)
 
     def validate_create(self, size: int, options: dict[str, Value]) -> None:
         mode = options.get("preallocation", "off")

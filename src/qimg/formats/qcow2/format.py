@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qimg.formats.base import Format
+from qimg.formats.qcow2.amend_options import AMEND_OPTIONS
 from qimg.formats.qcow2.create_options import CREATE_OPTIONS
 from qimg.formats.qcow2.open_options import OPEN_OPTIONS, check_open_options
 
@@ -23,6 +24,8 @@ class Qcow2(Format):
     can_create = True
     can_compress = True
     can_check = True
+    can_amend = True
+    amend_options = AMEND_OPTIONS
     can_measure = True
     can_backing = True
     can_bitmaps = True
