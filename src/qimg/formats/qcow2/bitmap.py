@@ -89,8 +89,15 @@ def open_bitmaps(file: Storage, header: ParsedHeader, warn: Callable[[Notice], N
     if not header.header.autoclear_features & AUTOCLEAR_BITMAPS:
         warn(Notice(_UNTRUSTED if header.version >= 3 else _UNTRUSTED_V2, hint=_LEAK_HINT))
         return []
-    found = read_directory(file, header, header.bitmaps)
+    pointer = header.bitmaps
+    found = read_directory(file, header, pointer)
+    names: set[str] = set()
     for bitmap in found:
+        if bitmap.text in names:
+            raise _fault(
+                file, f"Bitmap already exists: {bitmap.text}", "bitmap.name", pointer.directory_offset
+            )
+        names.add(bitmap.text)
         if not bitmap.in_use:
             read_table(file, header, bitmap)
     return found
@@ -180,11 +187,16 @@ def table_word_is_valid(header: ParsedHeader, word: int) -> bool:
     return not offset or not (offset % header.cluster_size or word & BITMAP_TABLE_ALL_ONES)
 
 
+def table_words(file: Storage, bitmap: Bitmap) -> tuple[int, ...]:
+    """The table of a bitmap as it is stored, at most 8 MiB. Raises StorageError."""
+    entry = bitmap.entry
+    return unpack(f">{entry.table_size}Q", file.read(entry.table_offset, entry.table_size * 8))
+
+
 def read_table(file: Storage, header: ParsedHeader, bitmap: Bitmap) -> tuple[int, ...]:
     """The validated table of a bitmap: a host offset, or 0 (all clear), or 1 (all set) a cluster."""
     entry = bitmap.entry
-    raw = file.read(entry.table_offset, entry.table_size * 8)
-    words = unpack(f">{entry.table_size}Q", raw)
+    words = table_words(file, bitmap)
     for number, word in enumerate(words):
         if not table_word_is_valid(header, word):
             raise _fault(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from array import array
 
-from qimg.errors import LimitError, NotSupported
+from qimg.errors import LimitError
+from qimg.formats.qcow2.bitmap_rules import (
+    already_exists,
+    check_granularity,
+    check_storable,
+    table_entries,
+)
 from qimg.formats.qcow2.refcounts import big_endian
 from qimg.formats.qcow2.structs import (
     BITMAP_AUTO,
     BITMAP_IN_USE,
     BITMAP_TYPE_DIRTY,
-    MAX_BITMAP_BYTES,
     MAX_BITMAP_DIRECTORY_BYTES,
-    MAX_BITMAP_NAME,
     MAX_BITMAPS,
     BitmapEntry,
     BitmapsPointer,
@@ -23,19 +27,6 @@ if TYPE_CHECKING:
     from qimg.formats.base import BitmapData
     from qimg.formats.qcow2.alloc import HostSpace
     from qimg.storage.base import Storage
-
-_MIN_GRANULARITY = 1 << 9
-_MAX_GRANULARITY = 1 << 31
-
-
-def ceil_div(value: int, unit: int) -> int:
-    """`value` divided by `unit`, rounded up."""
-    return -(-value // unit)
-
-
-def table_entries(size: int, granularity: int, cluster_size: int) -> int:
-    """Clusters of data that a bitmap over `size` guest bytes takes (section 9)."""
-    return ceil_div(ceil_div(ceil_div(size, granularity), 8), cluster_size)
 
 
 class BitmapStore:
@@ -54,17 +45,9 @@ class BitmapStore:
         """Check `bitmap` and keep it for `store`. Raises LimitError, NotSupported."""
         name = bitmap.name.encode("utf-8", "surrogateescape")
         if name in self._names:
-            raise NotSupported(f"Bitmap already exists: {bitmap.name}")
-        granularity = bitmap.granularity
-        if granularity & (granularity - 1) or not _MIN_GRANULARITY <= granularity <= _MAX_GRANULARITY:
-            raise LimitError("Granularity must be power of 2 and at least 512")
-        if len(name) > MAX_BITMAP_NAME:
-            raise LimitError(f"Name length exceeds maximum ({MAX_BITMAP_NAME} characters)")
-        entries = table_entries(self._size, granularity, self._cluster_size)
-        if entries * self._cluster_size > MAX_BITMAP_BYTES:
-            raise LimitError("Too much space will be occupied by the bitmap. Use larger granularity")
-        if entries == 0:
-            raise NotSupported("An image of size 0 cannot store bitmaps")
+            raise already_exists(bitmap.name)
+        check_granularity(bitmap.granularity)
+        check_storable(name, bitmap.granularity, version=3, size=self._size, cluster_size=self._cluster_size)
         if len(self._names) == MAX_BITMAPS:
             raise LimitError(f"Maximum number of persistent bitmaps is already reached ({MAX_BITMAPS})")
         self._names.add(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qimg.errors import OptionError, QimgError
 from qimg.formats.base import Measure
-from qimg.formats.qcow2.bitmap_store import ceil_div, table_entries
+from qimg.formats.qcow2.bitmap_rules import ceil_div, table_entries
 from qimg.formats.qcow2.create_options import DEFAULT_CLUSTER_SIZE, DEFAULT_REFCOUNT_BITS
 from qimg.formats.qcow2.structs import (
     MAX_CLUSTER_BITS,
