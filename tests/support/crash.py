@@ -10,10 +10,11 @@ For a test of an operation that changes images, this is all::
 
 The operation takes no arguments and works on files of `folder` by whatever way opens files through the
 storage registry: the library, the command line in process, `support.model.Guest`. It is run once with
-recorders on the files named (the first is the image; name every file that it may change, a backing file
-for ``commit``). Then the harness goes over the gaps between barriers and makes the states that a power cut
-may leave: any of the writes in the gap lost, written in part (whole sectors of 512 bytes), discarded space
-full of rubbish, sizes not set. Of each state it holds, by means of the real program:
+recorders on the images named (the first is the one it is about; name every image that it may change, a
+backing file for ``commit``) and on other `files` that it changes (data files). Then the harness goes over
+the gaps between barriers and makes the states that a power cut may leave: any of the writes in the gap
+lost, written in part (whole sectors of 512 bytes), discarded space full of rubbish, sizes not set. Of each
+state it holds, by means of the real program:
 
 * ``check`` finds nothing, or leaks (each image named that is qcow2; one marked dirty is repaired first);
 * each sector the guest reads is what it was before, or what it is afterwards, or what one of the contents
@@ -381,7 +382,7 @@ def difference(found: bytes, allowed: Sequence[bytes], *, atomic: bool = False) 
 
 
 @contextmanager
-def _kept(folder: Path, names: Sequence[str]) -> Iterator[Files]:
+def unchanged(folder: Path, names: Sequence[str]) -> Iterator[Files]:
     """The contents of the files, which are as they were afterwards."""
     files = {name: (folder / name).read_bytes() for name in names}
     try:
@@ -401,6 +402,7 @@ def assert_survives(
     names: Sequence[str],
     operation: Operation,
     *,
+    files: Sequence[str] = (),
     between: Sequence[bytes] = (),
     after: bytes | None = None,
     atomic: bool = False,
@@ -410,7 +412,7 @@ def assert_survives(
     """Hold all that the module says of crashes. `after`: what the first image has to hold at the end, from
     a source other than ours. The files are left as the operation leaves them."""
     before = Contents.of(folder, names)
-    recording = record(folder, names, operation)
+    recording = record(folder, [*names, *files], operation)
     assert recording.events, "the operation changes nothing: there is nothing to test"
     at_end = _at_end(folder, names, after)
     with scratch(folder) as place:
@@ -492,6 +494,7 @@ def assert_survives_errors(
     names: Sequence[str],
     operation: Operation,
     *,
+    files: Sequence[str] = (),
     between: Sequence[bytes] = (),
     atomic: bool = False,
     again: bool = False,
@@ -501,20 +504,21 @@ def assert_survives_errors(
     """Hold all that the module says of failing disks. `again`: when the disk works again, the operation,
     repeated on what the failure left, comes to its right end. The files are left as they were before."""
     before = Contents.of(folder, names)
-    with _kept(folder, names) as files, scratch(folder) as place:
-        finished, changes, writes = _run_failing(names, operation, None)
+    everything = [*names, *files]
+    with unchanged(folder, everything) as kept, scratch(folder) as place:
+        finished, changes, writes = _run_failing(everything, operation, None)
         assert finished, "the operation fails even without faults"
         assert changes, "the operation changes nothing: there is nothing to test"
         judge = Judge(place, names, before, _at_end(folder, names, None), between=between, atomic=atomic)
         rules = [Rule(CHANGE, nth) for nth in _moments(changes, limit * 2 // 3, seed)]
         rules += [Rule(WRITE, nth, errno.ENOSPC) for nth in _moments(writes, limit // 3, seed)]
         for rule in rules:
-            restore(folder, files)
+            restore(folder, kept)
             what = f"{os.strerror(rule.errno)} at {rule.operation} {rule.nth}"
-            finished, *_ = _run_failing(names, operation, rule)
-            left = {name: (folder / name).read_bytes() for name in names}
+            finished, *_ = _run_failing(everything, operation, rule)
+            left = {name: (folder / name).read_bytes() for name in everything}
             judge.look(left, what, finished=finished)
             if again and not finished:
                 operation()
-                left = {name: (folder / name).read_bytes() for name in names}
+                left = {name: (folder / name).read_bytes() for name in everything}
                 judge.look(left, f"{what}, then again", finished=True)
