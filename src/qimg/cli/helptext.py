@@ -49,6 +49,10 @@ SYNTAX = {
         "[--output=ofmt] [-O output_fmt] [-o options] [--size N | [--object objectdef] [--image-opts] "
         "[-f fmt] [-l snapshot_param] filename]"
     ),
+    "snapshot": (
+        "[--object objectdef] [--image-opts] [-U] [-q] [-l | -a snapshot | -c snapshot | -d snapshot] "
+        "filename"
+    ),
 }
 
 SUMMARIES = {
@@ -62,6 +66,7 @@ SUMMARIES = {
     "info": "describe an image",
     "map": "list which part of an image's data lies where",
     "measure": "predict the size of a new image file",
+    "snapshot": "list, create, apply or delete the snapshots inside an image",
 }
 
 #: What the options of one command mean: (option, sentence lines).
@@ -160,6 +165,14 @@ OPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("-f fmt", "format of the source image; found out if not given"),
         ("-l snapshot_param", "measure an internal snapshot of the source image"),
         ("--output", "human (default) or json"),
+    ),
+    "snapshot": (
+        ("-l", "list the snapshots"),
+        ("-c snapshot", "create a snapshot of that name of the disk as it is"),
+        ("-a snapshot", "go back to the snapshot with that id, else with that name"),
+        ("-d snapshot", "delete the first snapshot of that name"),
+        ("-q", "has no effect: nothing is said on success"),
+        ("-U, --force-share", "with -l: go ahead while another process writes to the image"),
     ),
 }
 

@@ -36,7 +36,7 @@ COMMANDS: dict[str, str | None] = {
     "measure": "qimg.cli.cmd_measure:run",
     "rebase": None,
     "resize": "qimg.cli.cmd_resize:run",
-    "snapshot": None,
+    "snapshot": "qimg.cli.cmd_snapshot:run",
 }
 
 
