@@ -79,6 +79,8 @@ def _l1_entries(image: WritableQcow2, size: int) -> int:
 
 def _set_size(image: WritableQcow2, size: int) -> None:
     """Stage the new size."""
+    if image.recorder is not None:
+        image.recorder.hold()  # bitmaps are read as the old size wants them
     image.header.header.size = int(size)
     image.header_changed = True
     image.size = int(size)
@@ -117,7 +119,7 @@ def _grow(image: WritableQcow2, size: int, preallocation: str, shown: int) -> No
         if preallocation != "off" or image.header.data_file_raw:
             _preallocate(image, old, size, preallocation, covered=shown > old)
         _set_size(image, size)
-        image.flush()
+        image.switch_size()
     except BaseException:
         _undo(image, old)
         raise
@@ -209,7 +211,7 @@ def _write_zeros(file: Storage, offset: int, length: int) -> None:
 
 def _shrink(image: WritableQcow2, size: int) -> None:
     _set_size(image, size)
-    image.flush()
+    image.switch_size()
     _settle_end(size, size, shows=False)
     _forget_behind(image, size)
     image.flush()

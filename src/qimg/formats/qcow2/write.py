@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from qimg.context import Context
     from qimg.extent import Extent
     from qimg.formats.base import BitmapData, Reference
+    from qimg.formats.qcow2.bitmap_recorder import Recorder
     from qimg.formats.qcow2.header import ParsedHeader
     from qimg.formats.qcow2.mapping import Mapping
     from qimg.formats.qcow2.overlap import Overlaps
@@ -81,6 +82,7 @@ class WritableQcow2(Qcow2Image):
         self._packing = allocate_lock()
         self._entries: LivePlain | None = None
         self._overlaps: Overlaps | None = None
+        self._recorder: Recorder | None = None
         self._begun = False
         self._placed = False  # guest data waits for a barrier
 
@@ -135,8 +137,6 @@ class WritableQcow2(Qcow2Image):
             raise NotSupported("The image was found to be damaged while it was written to")
         if self._begun:
             return
-        if self.directory:
-            raise NotSupported("Writing to qcow2 images with bitmaps is not supported yet")
         header = self.header
         unknown = header.header.autoclear_features & ~_KNOWN_AUTOCLEAR
         lost = header.bitmaps is not None and not header.header.autoclear_features & AUTOCLEAR_BITMAPS
@@ -306,8 +306,30 @@ class WritableQcow2(Qcow2Image):
 
     # -- bitmaps
 
+    @property
+    def recorder(self) -> Recorder | None:
+        """What keeps enabled bitmaps up to date; None where there are no bitmaps."""
+        if self._recorder is None and self.directory:
+            from qimg.formats.qcow2.bitmap_recorder import Recorder
+
+            self._recorder = Recorder(self)
+        return self._recorder
+
     def _record(self, start: int, length: int) -> None:
         """Guest bytes change: enabled bitmaps have to know."""
+        recorder = self.recorder
+        if recorder is not None:
+            recorder.record(start, length)
+
+    def switch_size(self) -> None:
+        """Write everything staged, a new `size` among it; bitmaps follow."""
+        recorder = self.recorder
+        if recorder is not None:
+            recorder.hold()
+        self.flush()
+        if recorder is not None:
+            recorder.resized(self.size)
+            self.flush()
 
     # -- changes of the whole: each in a module of its own, loaded when it is asked for
 
@@ -378,6 +400,8 @@ class WritableQcow2(Qcow2Image):
 
     def flush(self) -> None:
         self._packer.flush()
+        if self._recorder is not None:
+            self._recorder.store()
         refcounts, tables = self.refcounts, self.tables
         refcounts.settle()
         fresh = tables.write_new()
@@ -395,7 +419,6 @@ class WritableQcow2(Qcow2Image):
         self._lower()
         if self._active is not None:
             self._active.forget()
-        self._sparse = None
 
     def _lower(self) -> None:
         """Lower counts, and give the space of what nobody has any more back to the file's host."""
