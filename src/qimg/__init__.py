@@ -16,7 +16,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qimg.api import Disk as Disk
     from qimg.api import DiskFile as DiskFile
+    from qimg.api import add_bitmap as add_bitmap
     from qimg.api import amend as amend
+    from qimg.api import bitmaps as bitmaps
+    from qimg.api import change_bitmap as change_bitmap
     from qimg.api import check as check
     from qimg.api import compare as compare
     from qimg.api import convert as convert
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from qimg.api import map as map
     from qimg.api import measure as measure
     from qimg.api import open as open
+    from qimg.api import remove_bitmap as remove_bitmap
     from qimg.api import resize as resize
     from qimg.errors import Cancelled as Cancelled
     from qimg.errors import CorruptImage as CorruptImage
@@ -46,7 +50,10 @@ __version__ = "0.1.0"
 _API = (
     "Disk",
     "DiskFile",
+    "add_bitmap",
     "amend",
+    "bitmaps",
+    "change_bitmap",
     "check",
     "compare",
     "convert",
@@ -56,6 +63,7 @@ _API = (
     "map",
     "measure",
     "open",
+    "remove_bitmap",
     "resize",
 )
 _ERRORS = (

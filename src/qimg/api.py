@@ -9,6 +9,7 @@ from qimg.context import Context
 from qimg.errors import QimgError
 from qimg.graph.open import ImageSpec, open_disk
 from qimg.jobs import amend as _amend
+from qimg.jobs import bitmap as _bitmap
 from qimg.jobs import check as _check
 from qimg.jobs import compare as _compare
 from qimg.jobs import convert as _convert
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from qimg.formats.base import CheckResult, Measure
+    from qimg.formats.base import BitmapData, CheckResult, Measure
     from qimg.graph.disk import Disk as GraphDisk
     from qimg.jobs.compare import Comparison
     from qimg.jobs.info import ImageInfo
@@ -390,5 +391,66 @@ def amend(
         _pairs(options),
         force=force,
         progress=_progress(progress),
+        context=context or Context(),
+    )
+
+
+def bitmaps(
+    where: Where, *, format: str | None = None, share: bool = False, context: Context | None = None
+) -> list[BitmapData]:
+    """The persistent dirty bitmaps of the image at `where`, oldest first: `name`, `granularity` (bytes a bit
+    stands for), `enabled` (it records), `inconsistent` (its bits mean nothing), `bits` (bit n is bit n % 8 of
+    byte n // 8; a tail of clear bits may be missing). Raises NotSupported where the format has none."""
+    return _bitmap.bitmaps(_spec(where, format, share=share), context=context or Context())
+
+
+def add_bitmap(
+    where: Where,
+    name: str,
+    *,
+    granularity: int | None = None,
+    enabled: bool = True,
+    format: str | None = None,
+    context: Context | None = None,
+) -> None:
+    """Add an empty bitmap, one bit for `granularity` bytes (a power of two from 512 on; None: a cluster).
+
+    Raises QimgError."""
+    actions = [_bitmap.Action(_bitmap.ADD)]
+    if not enabled:
+        actions.append(_bitmap.Action(_bitmap.DISABLE))
+    _bitmap.bitmap(_spec(where, format), name, actions, granularity=granularity, context=context or Context())
+
+
+def remove_bitmap(
+    where: Where, name: str, *, format: str | None = None, context: Context | None = None
+) -> None:
+    """Remove a bitmap, also one that is inconsistent. Raises QimgError."""
+    _bitmap.bitmap(_spec(where, format), name, [_bitmap.Action(_bitmap.REMOVE)], context=context or Context())
+
+
+def change_bitmap(
+    where: Where,
+    name: str,
+    *,
+    clear: bool = False,
+    merge: Iterable[str] = (),
+    source: Where | None = None,
+    enabled: bool | None = None,
+    format: str | None = None,
+    source_format: str | None = None,
+    context: Context | None = None,
+) -> None:
+    """Clear a bitmap, then set the bits of the bitmaps called `merge` in it (which are in the image `source`
+    if one is given), then switch it on or off. Each step is durable before the next. Raises QimgError."""
+    actions = [_bitmap.Action(_bitmap.CLEAR)] if clear else []
+    actions += [_bitmap.Action(_bitmap.MERGE, other) for other in merge]
+    if enabled is not None:
+        actions.append(_bitmap.Action(_bitmap.ENABLE if enabled else _bitmap.DISABLE))
+    _bitmap.bitmap(
+        _spec(where, format),
+        name,
+        actions,
+        source=None if source is None else _spec(source, source_format),
         context=context or Context(),
     )

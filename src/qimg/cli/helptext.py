@@ -7,6 +7,10 @@ from qimg.formats import registry as formats
 from qimg.storage import registry as storages
 
 SYNTAX = {
+    "bitmap": (
+        "(--merge source | --add | --remove | --clear | --enable | --disable)... [-b source_file "
+        "[-F source_fmt]] [-g granularity] [--object objectdef] [--image-opts | -f fmt] filename bitmap"
+    ),
     "amend": (
         "[--object objectdef] [--image-opts] [-p] [-q] [-f fmt] [-t cache] [--force] -o options filename"
     ),
@@ -56,6 +60,7 @@ SYNTAX = {
 }
 
 SUMMARIES = {
+    "bitmap": "change the persistent dirty bitmaps of an image, in the order of the options",
     "amend": "change options of creation in an image that exists",
     "resize": "change the size of the guest's disk",
     "check": "look for corruptions and leaks inside an image",
@@ -71,6 +76,16 @@ SUMMARIES = {
 
 #: What the options of one command mean: (option, sentence lines).
 OPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
+    "bitmap": (
+        ("--add, --remove", "add a bitmap, which records from now on; remove it"),
+        ("--clear", "set all its bits to clean"),
+        ("--enable, --disable", "let it record changes, or not"),
+        ("--merge source", "set the bits of another bitmap in it"),
+        ("-b file, --source-file", "the image that merged bitmaps are in, if it is another one"),
+        ("-F fmt, --source-format", "format of that image; found out if not given"),
+        ("-g size, --granularity", "with --add: bytes of the disk that a bit stands for"),
+        ("-f fmt", "format of the image; found out if not given"),
+    ),
     "amend": (
         ("-f fmt", "format of the image; found out if not given"),
         ("-o options", "what to change; '-o help' lists the options. What is not named stays as it is"),

@@ -24,7 +24,7 @@ COMPATIBLE = "10.0.0"
 COMMANDS: dict[str, str | None] = {
     "amend": "qimg.cli.cmd_amend:run",
     "bench": None,
-    "bitmap": None,
+    "bitmap": "qimg.cli.cmd_bitmap:run",
     "check": "qimg.cli.cmd_check:run",
     "commit": None,
     "compare": "qimg.cli.cmd_compare:run",
