@@ -21,6 +21,9 @@ many threads at once (the libraries release the interpreter lock).
     So level 2 is the smallest that costs next to nothing. The window of 32 KiB is more than the 4 KiB that
     the real program uses when it writes; when it reads it takes any (qcow2 sheet, section 5).
 
+``zlib``
+    The same in zlib's wrapping (RFC 1950), whose checksum is not looked at.
+
 ``zstd``
     Level 3, with content size, without checksum.
 """
@@ -64,7 +67,7 @@ _ZSTD_STEP = 256
 
 
 def codec(name: str) -> Codec:
-    """The codec called `name` (``deflate``, ``zstd``). Raises CodecError where its library is missing."""
+    """The codec called `name` (see above). Raises CodecError where its library is missing."""
     found = _loaded.get(name)
     if found is None:
         found = _loaded[name] = _MAKERS[name]()
@@ -78,21 +81,22 @@ def _short(got: int, size: int) -> CodecError:
 # -- deflate
 
 
-def _make_deflate() -> Codec:
+def _make_deflate(*, wrapped: bool = False) -> Codec:
     try:
         from isal import igzip_lib
     except ImportError:
-        return _make_zlib()
-    decompressor, raw = igzip_lib.IgzipDecompressor, igzip_lib.DECOMP_DEFLATE
+        return _make_zlib(wrapped=wrapped)
+    decompressor = igzip_lib.IgzipDecompressor
+    how = igzip_lib.DECOMP_ZLIB if wrapped else igzip_lib.DECOMP_DEFLATE
     failure: type[Exception] = igzip_lib.error  # type: ignore[assignment]  # a class, whatever the stub says
-    squeeze, wrapper = igzip_lib.compress, igzip_lib.COMP_DEFLATE
+    squeeze, wrapper = igzip_lib.compress, igzip_lib.COMP_ZLIB if wrapped else igzip_lib.COMP_DEFLATE
 
     def compress(data: Bytes) -> bytes:
         return squeeze(data, _DEFLATE_LEVEL, wrapper)
 
     def decompress(data: Bytes, size: int) -> bytes:
         try:
-            out: bytes = decompressor(raw).decompress(data, size)
+            out: bytes = decompressor(how).decompress(data, size)
         except failure as error:
             raise CodecError(f"Invalid compressed data: {error}") from None
         if len(out) != size:
@@ -102,16 +106,16 @@ def _make_deflate() -> Codec:
     return Codec(compress, decompress)
 
 
-def _make_zlib() -> Codec:
+def _make_zlib(*, wrapped: bool) -> Codec:
     import zlib
 
     def compress(data: Bytes) -> bytes:
-        stream = zlib.compressobj(-1, zlib.DEFLATED, -12, 9)
+        stream = zlib.compressobj(-1, zlib.DEFLATED, 15 if wrapped else -12, 9)
         return stream.compress(data) + stream.flush()
 
     def decompress(data: Bytes, size: int) -> bytes:
         try:
-            out = zlib.decompressobj(-15).decompress(data, size)
+            out = zlib.decompressobj(15 if wrapped else -15).decompress(data, size)
         except zlib.error as error:
             raise CodecError(f"Invalid compressed data: {error}") from None
         if len(out) != size:
@@ -179,7 +183,11 @@ def _zstd_frames(decompressor: Any, data: Bytes, size: int) -> bytes:
     return b"".join(parts)
 
 
-_MAKERS: dict[str, Callable[[], Codec]] = {"deflate": _make_deflate, "zstd": _make_zstd}
+_MAKERS: dict[str, Callable[[], Codec]] = {
+    "deflate": _make_deflate,
+    "zlib": lambda: _make_deflate(wrapped=True),
+    "zstd": _make_zstd,
+}
 
 
 def compress_deflate(data: Bytes) -> bytes:

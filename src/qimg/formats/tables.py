@@ -52,9 +52,9 @@ class WordTable:
     def _make_room(self) -> None:
         """Forget an unchanged page if there are many."""
         if len(self._pages) * PAGE >= _CACHE:
-            for number in self._pages:
+            for number in list(self._pages):  # several threads may be here
                 if number not in self._changed:
-                    del self._pages[number]
+                    self._pages.pop(number, None)
                     return
 
     def words(self, first: int, last: int) -> array[int]:
@@ -96,6 +96,10 @@ class WordTable:
             part = page[low:high]
             if self._swap:
                 part.byteswap()
-            self.file.write(part.tobytes(), self.offset + number * PAGE + low * self._size)
+            self.store(part.tobytes(), number * PAGE + low * self._size)
         self._changed.clear()
         return bool(changed)
+
+    def store(self, raw: bytes, at: int) -> None:
+        """Write a changed part of the table, `at` bytes behind its beginning. For tables that have copies."""
+        self.file.write(raw, self.offset + at)
