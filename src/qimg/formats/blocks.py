@@ -21,13 +21,13 @@ from array import array
 from qimg.errors import NotSupported
 from qimg.extent import COMPRESSED, HOLE, MAPPED, ZERO, Runs
 from qimg.formats.base import Image
+from qimg.formats.tables import WordTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from qimg.extent import Extent
-    from qimg.formats.tables import WordTable
     from qimg.storage.base import Storage
 
     #: (first, stop, flags, host) of blocks of one kind in a piece of a table.
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 STAGE_LIMIT = 16 << 20
 #: Words from which on numpy is faster, and from which on even its import pays.
 _SOME, _MANY = 256, 400_000
-_SECTOR = 512
+#: Bytes of L2 tables without changes that stay in memory, and L1 words looked at together.
+_TABLES = 16 << 20
+_L1_STEP = 512
 
 
 class BlockCode:
@@ -241,7 +243,10 @@ class BlockImage(Image):
         self.settle()
         self.file.flush()
         for level in self.levels():
-            if any([table.write() for table in level]):
+            written = False
+            for table in level:
+                written |= table.write()
+            if written:
                 self.file.flush()
         self.finish()
 
@@ -254,3 +259,87 @@ def pieces_of(table: WordTable, first: int, last: int) -> Iterator[tuple[int, Wo
         high = min(last, first - first % step + step)
         yield first, table, first, high
         first = high
+
+
+class TwoLevels:
+    """An L1 table whose words lead to L2 tables of the same kind of words, as qed, qcow and vmdk have them.
+
+    place    gives a new L2 table its place: a host offset at which there are zeros.
+    check    called with (index, host offset) of an L2 table before it is used; raises CorruptImage.
+    """
+
+    def __init__(
+        self,
+        l1: WordTable,
+        l2_entries: int,
+        *,
+        size: int,
+        big: bool,
+        unit: int = 1,
+        place: Callable[[int], int],
+        check: Callable[[int, int], None],
+    ) -> None:
+        """`size` of an L2 word in bytes; an L1 word times `unit` is a host offset, 0: no table."""
+        self.l1 = l1
+        self.l2_entries = l2_entries
+        self._size = size
+        self._big = big
+        self._unit = unit
+        self._place = place
+        self._check = check
+        self._tables: dict[int, WordTable] = {}
+
+    def table(self, index: int, *, create: bool = False) -> WordTable | None:
+        """L2 table `index`; None where there is none. Raises CorruptImage, StorageError."""
+        found = self._tables.get(index)
+        if found is not None:
+            return found
+        host = self.l1.words(index, index + 1)[0] * self._unit
+        if host:
+            self._check(index, host)
+        elif not create:
+            return None
+        else:
+            host = self._place(index)
+            self.l1.put(index, array("Q", [host // self._unit]))
+        self._make_room()
+        found = WordTable(self.l1.file, host, self.l2_entries, size=self._size, big=self._big)
+        self._tables[index] = found
+        return found
+
+    def _make_room(self) -> None:
+        """Forget the tables that wait for nothing, if there are many."""
+        if len(self._tables) * self.l2_entries * self._size >= _TABLES:
+            self._tables = {index: table for index, table in self._tables.items() if table.staged}
+
+    def pieces(self, first: int, last: int, *, create: bool) -> Iterator[tuple[int, WordTable, int, int]]:
+        """`BlockImage.pieces`."""
+        last = min(last, self.l1.count * self.l2_entries)
+        while first < last:
+            index, low = divmod(first, self.l2_entries)
+            if not create:
+                skipped = self._absent(index, -(-last // self.l2_entries))
+                if skipped:
+                    first = (index + skipped) * self.l2_entries
+                    continue
+            high = min(self.l2_entries, low + last - first)
+            table = self.table(index, create=create)
+            if table is not None:
+                yield first, table, low, high
+            first += high - low
+
+    def _absent(self, index: int, stop: int) -> int:
+        """How many of the L2 tables from `index` on do not exist."""
+        count = 0
+        while index + count < stop:
+            step = min(_L1_STEP, stop - index - count)
+            words = self.l1.words(index + count, index + count + step)
+            used = next((number for number, word in enumerate(words) if word), step)
+            count += used
+            if used < step:
+                break
+        return count
+
+    def levels(self) -> list[list[WordTable]]:
+        """`BlockImage.levels`."""
+        return [list(self._tables.values()), [self.l1]]

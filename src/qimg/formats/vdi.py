@@ -71,7 +71,6 @@ class VdiImage(BlockImage):
 
     format_name = "vdi"
     cluster_size = BLOCK
-    can_write = True
     can_mark_zero = True
     dirty = False
 
@@ -81,6 +80,7 @@ class VdiImage(BlockImage):
         self.header = header
         self.size = round_up(header.disk_size, SECTOR)
         self.granularity = BLOCK if file.fixed_size else SECTOR
+        self.can_write = not new
         self.zero_init = new and file.zero_init
         self.code = BlockCode(
             BLOCK, unit=BLOCK, base=header.data_offset, special={ABSENT: ZERO, DISCARDED: ZERO}
