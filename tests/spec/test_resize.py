@@ -1,6 +1,5 @@
 """`resize` does what the real program does, in the same words (resize sheet; qcow2 sheet 16)."""
 
-# ruff: noqa: E501  (a line of a table is an invocation)
 from __future__ import annotations
 
 import json

@@ -77,9 +77,9 @@ def _values(format: Format, options: list[tuple[str, str]]) -> dict[str, Value]:
 
 
 def _can_be_created(format: Format, options: list[tuple[str, str]]) -> bool:
-    """Whether creating an image would take these options."""
+    """Whether these are all options of the format, only some of them not to be changed."""
     try:
-        parse_values(format.create_options, options)
+        parse_values((*format.amend_options, *format.create_options), options)
     except OptionError:
         return False
     return True

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from qimg.errors import OptionError, QimgError
 from qimg.extent import HOLE, MAPPED, ZERO
-from qimg.formats.guest_size import GuestSize
 from qimg.graph.open import open_disk
+from qimg.guest_size import GuestSize
 from qimg.units import INT64_MAX, round_down
 
 TYPE_CHECKING = False

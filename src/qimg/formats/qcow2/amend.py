@@ -8,9 +8,8 @@ header only, size, downgrade.
 from __future__ import annotations
 
 from qimg.errors import LimitError, NotSupported, OptionError
-from qimg.formats.base import Reference
-from qimg.formats.guest_size import GuestSize
 from qimg.formats.qcow2.header import parse
+from qimg.formats.qcow2.refcounts import counters_per_block, unpack_counts
 from qimg.formats.qcow2.resize import ResizeChanges, check_resize
 from qimg.formats.qcow2.snapshot import V3_EXTRA, read_snapshots
 from qimg.formats.qcow2.structs import (
@@ -21,12 +20,14 @@ from qimg.formats.qcow2.structs import (
     NO_ICOUNT,
     SnapshotExtra,
 )
+from qimg.guest_size import GuestSize
 from qimg.units import INT64_MAX, round_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qimg.formats.base import Reference
     from qimg.formats.qcow2.header import ParsedHeader
     from qimg.formats.qcow2.snapshot import Snapshot
     from qimg.formats.qcow2.write import WritableQcow2
@@ -149,12 +150,15 @@ class _Plan:
                 f"Refcount widths other than 16 bits require compatibility level 1.1 or above {_NEEDS_V3}",
                 option="refcount_bits",
             )
+        if bits < 1 << self.image.header.header.refcount_order:
+            _check_counts_fit(self.image, bits)
 
     def _check_backing(self) -> None:
         if not {"backing_file", "backing_fmt"} & self.options.keys():
             return
-        now = self.image.backing or Reference("")
-        if (self.options.get("backing_file"), self.options.get("backing_fmt")) != (now.name, now.format):
+        now = self.image.backing
+        name, kind = (None, None) if now is None else (now.name, now.format)
+        if (self.options.get("backing_file"), self.options.get("backing_fmt")) != (name, kind):
             raise OptionError(
                 "Cannot amend the backing file",
                 option="backing_file",
@@ -195,7 +199,6 @@ class _Plan:
             from qimg.formats.qcow2.amend_downgrade import downgrade
 
             downgrade(image, progress)
-        progress(1, 1)
 
     def _set_header_options(self, header: ParsedHeader) -> None:
         """What stands in the header and nowhere else."""
@@ -224,6 +227,23 @@ class _Plan:
         image.header_changed = True
         image.flush()
         image.reload()
+
+
+def _check_counts_fit(image: WritableQcow2, bits: int) -> None:
+    """Raise NotSupported where a count needs more than `bits` bits."""
+    width, limit = 1 << image.header.header.refcount_order, (1 << bits) - 1
+    per_block = counters_per_block(image.cluster_size, width)
+    for block, place in enumerate(image.refcounts.table):
+        if not place:
+            continue
+        counts = unpack_counts(width, image.file.read(place, image.cluster_size))
+        if max(counts) <= limit:
+            continue
+        slot, count = next((slot, count) for slot, count in enumerate(counts) if count > limit)
+        raise NotSupported(
+            f"Cannot decrease refcount entry width to {bits} bits: Cluster at offset"
+            f" {(block * per_block + slot) * image.cluster_size:#x} has a refcount of {count}"
+        )
 
 
 def _with_extra(snapshot: Snapshot, size: int) -> bytes:

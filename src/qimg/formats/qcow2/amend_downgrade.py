@@ -124,6 +124,7 @@ class _Rewrite:
                 self._commit()
             progress(number, len(places))
         self._commit()
+        progress(1, 1)
 
     def _table(self, place: int, alone: bool) -> None:
         raw = self.image.file.read(place, self.image.cluster_size)

@@ -10,11 +10,11 @@ from __future__ import annotations
 from array import array
 
 from qimg.errors import LimitError, NotSupported, OptionError, QimgError
-from qimg.formats.guest_size import GuestSize
 from qimg.formats.qcow2.entries import arithmetic, is_blank
 from qimg.formats.qcow2.live_entries import ALL, LiveOneToOne
 from qimg.formats.qcow2.refcounts import counters_per_block, unpack_counts
 from qimg.formats.qcow2.structs import COPIED, MAX_L1_BYTES, SUBCLUSTERS
+from qimg.guest_size import GuestSize
 from qimg.units import SECTOR, round_up
 
 TYPE_CHECKING = False
