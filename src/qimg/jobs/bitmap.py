@@ -59,6 +59,28 @@ def bitmaps(spec: ImageSpec, *, context: Context) -> list[BitmapData]:
         return disk.top.bitmaps()
 
 
+def check_target(disk: Disk, more: Sequence[BitmapData], size: int) -> None:
+    """Raise what keeps the bitmaps `more`, of a disk of `size` bytes, from being stored in the top image of
+    `disk` beside its own: NotSupported, QimgError. Called before anything is copied there."""
+    image = disk.top
+    try:
+        taken = {bitmap.name for bitmap in image.bitmaps()}
+    except NotSupported:
+        raise NotSupported(f"Format driver '{image.format_name}' does not support bitmaps") from None
+    for bitmap in more:
+        if bitmap.name in taken:
+            raise QimgError(f"Failed to create bitmap {bitmap.name}: Bitmap already exists: {bitmap.name}")
+        if size != disk.size:
+            raise QimgError(f"Failed to populate bitmap {bitmap.name}: {_sizes_differ(disk.size, size)}")
+
+
+def _sizes_differ(target: int, source: int) -> NotSupported:
+    return NotSupported(
+        f"Bitmaps are of different sizes (destination size is {target}, source size is {source}) and can't"
+        " be merged"
+    )
+
+
 def _carry_out(
     disk: Disk, name: str, actions: Sequence[Action], granularity: int | None, source: Disk
 ) -> None:
@@ -100,10 +122,7 @@ def _merge(disk: Disk, name: str, source: Disk, wanted: str) -> None:
     try:
         more = _usable(source.top, wanted)
         if source.size != disk.size:
-            raise NotSupported(
-                f"Bitmaps are of different sizes (destination size is {disk.size}, source size is"
-                f" {source.size}) and can't be merged"
-            )
+            raise _sizes_differ(disk.size, source.size)
     except QimgError:
         _usable(disk.top, name)  # what is wrong with the target is told first
         raise

@@ -411,14 +411,16 @@ class _ExistingTarget(_Conversion):
         disk = open_disk(spec, writable=True, context=self.context)
         self.opened.add(disk)
         image = disk.top
+        if request.bitmaps:
+            from qimg.jobs.bitmap import check_target
+
+            check_target(disk, bitmaps, self.source.size)
         if disk.size < self.source.size:
             raise QimgError("output file is smaller than input file")
         if not image.can_write:
             raise NotSupported(f"Writing to existing {image.format_name} images is not supported yet")
         if request.compress and not image.can_compress:
             raise NotSupported("Compression not supported for this file format")
-        if bitmaps:
-            image.store_bitmaps(bitmaps)
         has_backing = len(disk.layers) > 1
         given_backing = request.backing is not None
         everything = request.sparse_size == 0
@@ -426,6 +428,8 @@ class _ExistingTarget(_Conversion):
         policy = Policy(everything=everything, top_only=given_backing, clear=clear and not everything)
         under = disk if has_backing else None
         self.copy(image, policy, meter, under=under, clear=policy.clear)
+        if bitmaps:
+            image.store_bitmaps(bitmaps)  # only now: they are not to record what is copied
         _finish(image, request.target)
 
 
