@@ -290,14 +290,20 @@ def check(
     *,
     format: str | None = None,
     share: bool = False,
+    fix: str | None = None,
     report: Callable[[str], None] | None = None,
     context: Context | None = None,
 ) -> CheckResult:
-    """Check an image's consistency without changing it; `report` gets every finding as one line.
+    """Check an image's consistency; `report` gets every finding as one line. Nothing is changed, unless
+    `fix` says to repair ``leaks`` or ``all`` that can be repaired; the result then tells what was fixed
+    (``corruptions_fixed``, ``leaks_fixed``) and what is left.
 
-    Raises NotSupported where the format has no check."""
+    Raises NotSupported where the format has no check or no repair, QimgError for another `fix`."""
+    if fix not in (None, "leaks", "all"):
+        raise QimgError(f"Unknown kind of repair (expecting 'leaks' or 'all'): {fix}")
     outcome = _check.check(
         _spec(where, format, share=share),
+        fix=fix,
         report=report or (lambda line: None),
         context=context or Context(),
     )

@@ -262,14 +262,11 @@ class TestCheck:
         spec = job.args[0]
         assert (spec.text, spec.format, spec.cache, spec.force_share) == ("a", "qcow2", "none", True)
 
-    def test_repair_is_refused_by_name(self, replace: Any) -> None:
+    @pytest.mark.parametrize("fix", ["leaks", "all"])
+    def test_the_kind_of_repair_reaches_the_job(self, replace: Any, fix: str) -> None:
         job = replace(check_job, "check", outcome())
-        assert run("check", "-r", "all", "a") == (
-            1,
-            "",
-            "qimg: Repairing images (check -r) is not supported yet\n",
-        )
-        assert not job.calls
+        run("check", "-r", fix, "a")
+        assert job.kwargs["fix"] == fix
 
     def test_several_files_end_with_the_worst_code(self, replace: Any) -> None:
         answers = {"clean": outcome(), "leaky": outcome(leaks=1), "broken": outcome(corruptions=1)}

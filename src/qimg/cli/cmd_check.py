@@ -52,8 +52,6 @@ def run(session: Session, words: list[str]) -> int:
     one_operand_at_least(operands)
     as_json = is_json(request.output)
     check_cache(request.cache, source=True)
-    if request.repair is not None:
-        raise CommandError("Repairing images (check -r) is not supported yet")
     found: list[object] = []
     shown = 0
 
@@ -120,11 +118,23 @@ def _check(
         force_share=request.force_share,
     )
     try:
-        outcome = check(spec, report=session.console.remark, context=session.context)
+        outcome = check(
+            spec, report=lambda line: _show(session, line), context=session.context, fix=request.repair
+        )
     except NotSupported as error:
         session.console.error(str(error), error.hint)
         return CANNOT_CHECK, None, None
     return _code(outcome.result), outcome.result, check_object(outcome, name)
+
+
+def _show(session: Session, finding: str) -> None:
+    """One finding, at once: they go to stderr, whatever becomes of the rest."""
+    from qimg.findings import ErrorFinding
+
+    if isinstance(finding, ErrorFinding):
+        session.console.error(finding)
+    else:
+        session.console.remark(finding)
 
 
 def _code(result: CheckResult) -> int:

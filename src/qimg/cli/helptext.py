@@ -103,7 +103,7 @@ OPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "check": (
         ("-f fmt, --format", "format of the image; found out if not given"),
         ("-q", "print nothing but findings and errors"),
-        ("-r leaks|all, --repair", "repair what can be repaired (not supported yet)"),
+        ("-r leaks|all, --repair", "repair: only leaked clusters, or all that can be repaired"),
         ("-T src_cache", "cache mode of the image"),
         ("-U, --force-share", "go ahead while another process writes to the image"),
         ("--output", "human (default) or json"),

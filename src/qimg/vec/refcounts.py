@@ -10,6 +10,7 @@ from qimg.vec.door import np
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     from numpy.typing import NDArray
@@ -279,18 +280,82 @@ def _stored(raw: bytes | bytearray, width: int, at: int, count: int) -> Counts:
     return unpack(part, width)[:count]
 
 
-def compare(counts: Counts, raw: bytes | bytearray | None, width: int) -> list[tuple[int, int, int]]:
-    """(index, stored, references) wherever they differ; afterwards `counts` holds what is stored."""
-    found: list[tuple[int, int, int]] = []
+def compare(counts: Counts, raw: bytes | bytearray | None, width: int) -> Iterator[tuple[int, int, int]]:
+    """(index, stored, references) wherever they differ."""
     for at in range(0, len(counts), _STEP):
         part = counts[at : at + _STEP]
         if raw is None:
-            wrong = np.flatnonzero(part)
-            found += [(at + index, 0, int(part[index])) for index in wrong.tolist()]
-            part[:] = 0
+            for index in np.flatnonzero(part).tolist():
+                yield at + index, 0, int(part[index])
             continue
         stored = _stored(raw, width, at, len(part))
-        wrong = np.flatnonzero(stored != part)
-        found += [(at + index, int(stored[index]), int(part[index])) for index in wrong.tolist()]
+        for index in np.flatnonzero(stored != part).tolist():
+            yield at + index, int(stored[index]), int(part[index])
+
+
+def load(counts: Counts, raw: bytes | bytearray | None, width: int) -> None:
+    """Let `counts` hold what is stored."""
+    if raw is None:
+        counts[:] = 0
+        return
+    for at in range(0, len(counts), _STEP):
+        part = counts[at : at + _STEP]
+        stored = _stored(raw, width, at, len(part))
         part[:] = np.minimum(stored, np.iinfo(part.dtype).max) if stored.itemsize > part.itemsize else stored
-    return found
+
+
+def mended(counts: Counts, raw: bytes | bytearray, width: int, *, lower: bool) -> bytes | None:
+    """What is stored, with what is too high lowered to `counts`, or what is too low raised; None: nothing
+    is. Counters behind those of `counts` stay."""
+    stored = unpack(raw, width).astype(_native(width))
+    part = stored[: len(counts)]
+    wrong = part > counts if lower else part < counts
+    if not wrong.any():
+        return None
+    part[wrong] = counts[wrong]
+    return pack(stored, width)
+
+
+def freed(counts: Counts, raw: bytes | bytearray, width: int) -> list[tuple[int, int]]:
+    """(index, length) of the runs of counters that are not 0 in `raw` and 0 in `counts`."""
+    found = np.flatnonzero((unpack(raw, width)[: len(counts)] != 0) & (counts == 0))
+    if len(found) == 0:
+        return []
+    ends = np.flatnonzero(np.diff(found) != 1)
+    firsts = found[np.concatenate([[0], ends + 1])]
+    lasts = found[np.concatenate([ends, [len(found) - 1]])]
+    return list(zip(firsts.tolist(), (lasts - firsts + 1).tolist(), strict=True))
+
+
+def packed(counts: Counts, length: int, ones: Sequence[int], width: int) -> bytes:
+    """A refcount block of `length` counters: `counts`, then zeros, and 1 at the indices `ones`."""
+    block = np.zeros(length, dtype=_native(width))
+    block[: len(counts)] = counts
+    block[list(ones)] = 1
+    return pack(block, width)
+
+
+def pack(counts: Counts, width: int) -> bytes:
+    """Counters as a refcount block stores them: the reverse of `unpack`."""
+    if width >= 8:
+        return bytes(counts.astype(f">u{width // 8}").data)
+    shifts = np.arange(0, 8, width, dtype=np.uint8)
+    apart = counts.reshape(-1, 8 // width) << shifts
+    octets: Counts = np.bitwise_or.reduce(apart, axis=1).astype(np.uint8)
+    return octets.tobytes()
+
+
+def _native(width: int) -> str:
+    return f"u{max(width, 8) // 8}"
+
+
+def next_zero(counts: Counts, start: int) -> int | None:
+    """Index of the first 0 from `start` on."""
+    step = 1 << 12
+    while start < len(counts):
+        free = np.flatnonzero(counts[start : start + step] == 0)
+        if len(free):
+            return start + int(free[0])
+        start += step
+        step = min(step * 2, _STEP)
+    return None

@@ -13,7 +13,7 @@ Order and words of the findings are the real program's, except that with several
 of `compare` and `copied` come partition by partition.
 
 An L2 table is looked at entry by entry here; `qimg.vec.refcounts` takes the sound ones in bulk where
-there are many.
+there are many. `repair` goes the same way and mends what it meets.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from errno import EFBIG, EINVAL
 from struct import unpack
 
 from qimg.errors import FormatError, StorageError
+from qimg.findings import ErrorFinding
 from qimg.formats.base import CheckResult
 from qimg.formats.qcow2.counts import PlainCounts
 from qimg.formats.qcow2.mapping import Geometry
@@ -79,7 +80,8 @@ def failed(number: int) -> StorageError:
 
 
 class Checker:
-    """One check. `first` is true during the first walk, the only one that reports and counts findings."""
+    """One check. `first` is true during the first walk, the only one that reports and counts findings.
+    `must_rebuild`: the refcount structures cannot be mended where they are."""
 
     def __init__(self, image: Qcow2Image, report: Callable[[str], None]) -> None:
         self.image = image
@@ -94,6 +96,8 @@ class Checker:
         self.report = report
         self.result = CheckResult()
         self.first = True
+        self.must_rebuild = False
+        self.overflown = False  # there are more references to a cluster than can be counted
         self.stored = StoredCounts(self.file, self.header)
         self.snapshots: SnapshotTable | None = None
         self.counts: Counts = PlainCounts(0, 0, self.width)
@@ -107,20 +111,22 @@ class Checker:
         if self.clusters > MAX_CLUSTERS:
             raise failed(EFBIG)
         self._read_snapshots()
-        partitions = self._partitions(plain)
-        for counts in partitions:
+        for counts in self._partitions(plain):
             self.counts = counts
             self._walk()
             self._compare()
             self._check_copied()
             self.first = False
+        self._figures()
+        return self.result
+
+    def _figures(self) -> None:
         result = self.result
         result.total_clusters = -(-self.header.virtual_size // self.cluster_size)
         result.allocated_clusters = self.allocated
         result.compressed_clusters = self.compressed
         result.fragmented_clusters = self.fragmented
         result.image_end_offset = self.end * self.cluster_size
-        return result
 
     def _partitions(self, plain: bool | None) -> Iterator[Counts]:
         """Of the clusters of the file and the one behind it, of which the beginning may be in use."""
@@ -169,17 +175,15 @@ class Checker:
 
         header = self.header.header
         if header.nb_snapshots > MAX_SNAPSHOTS:
-            self.report("ERROR snapshot table too large")
+            self.report(ErrorFinding("ERROR snapshot table too large"))
             over = header.nb_snapshots - MAX_SNAPSHOTS
             self.report(f"You can force-remove all {over} overhanging snapshots with qemu-img check -r all")
             raise failed(EFBIG)
-        if header.snapshots_offset % self.cluster_size or header.snapshots_offset >> 63:
-            self.report("ERROR snapshot table offset invalid")
-            raise failed(EINVAL)
+        self._check_snapshots_offset()
         try:
             self.snapshots = read_snapshots(self.file, self.header)
         except FormatError as error:
-            self.report(f"ERROR failed to read the snapshot table: {error}")
+            self.report(ErrorFinding(f"ERROR failed to read the snapshot table: {error}"))
             if error.hint is not None:
                 self.report(error.hint)
             raise failed(EFBIG) from error
@@ -187,6 +191,12 @@ class Checker:
             for number, snapshot in enumerate(self.snapshots.snapshots):
                 if len(snapshot.extra) < V3_EXTRA:
                     self.corruption(f"ERROR snapshot table entry {number} is incomplete")
+
+    def _check_snapshots_offset(self) -> None:
+        offset = self.header.header.snapshots_offset
+        if offset % self.cluster_size or offset >> 63:
+            self.report(ErrorFinding("ERROR snapshot table offset invalid"))
+            raise failed(EINVAL)
 
     # -- walk
 
@@ -212,12 +222,17 @@ class Checker:
                 "ERROR: counting reference for region exceeding the end of the file by one cluster or"
                 f" more: offset {offset:#x} size {size:#x}"
             )
+            self.beyond(offset, size)
             return
         first, last = offset >> self.cluster_bits, (offset + size - 1) >> self.cluster_bits
         for cluster in self.counts.add(first, last + 1):
+            self.overflown = True
             self.result.corruptions += 1
             self.report(f"ERROR: overflow cluster offset={cluster << self.cluster_bits:#x}")
             self.report(_ADVICE)
+
+    def beyond(self, offset: int, size: int) -> None:
+        """``offset .. offset + size``, which something refers to, ends past the end of the file."""
 
     def _walk_snapshots(self) -> None:
         found = self.snapshots.snapshots if self.snapshots is not None else []
@@ -262,13 +277,13 @@ class Checker:
                     self.corruption(
                         f"ERROR l2_offset={table:x}: Table is not cluster aligned; L1 entry corrupted"
                     )
-                self.walk_l2(self.file.read(table, self.cluster_size), active)
+                self.walk_l2(self.file.read(table, self.cluster_size), table, active)
             else:
                 batch.add(table)
         batch.flush()
 
-    def walk_l2(self, raw: bytes | bytearray | memoryview, active: bool) -> None:
-        """Entries of one L2 table, one after the other."""
+    def walk_l2(self, raw: bytes | bytearray | memoryview, table: int, active: bool) -> None:
+        """Entries of the L2 table at host offset `table`, one after the other."""
         words = unpack(f">{len(raw) // 8}Q", raw)
         extended = self.geometry.extended
         expected = 0  # host offset at which the next data cluster would continue the last one
@@ -286,6 +301,8 @@ class Checker:
                 if bitmap & 0xFFFF_FFFF:
                     self.corruption("ERROR: Unallocated cluster has non-zero subcluster allocation map")
                 continue
+            if self.is_misplaced_zero(word, bitmap) and self.clear_misplaced(table, index, offset):
+                continue
             self._walk_placed(word, bitmap)
             if active and self.first:
                 self.allocated += 1
@@ -300,6 +317,16 @@ class Checker:
             return False
         return self.geometry.extended or not word & L2_ZERO
 
+    def is_misplaced_zero(self, word: int, bitmap: int) -> bool:
+        """Whether an entry reads as zeros wherever it leads, and leads to where no cluster is."""
+        if not word & OFFSET_MASK & (self.cluster_size - 1):
+            return False
+        return not bitmap & 0xFFFF_FFFF if self.geometry.extended else bool(word & L2_ZERO)
+
+    def clear_misplaced(self, table: int, index: int, offset: int) -> bool:
+        """Take its place away from an entry for which `is_misplaced_zero`; whether that was done."""
+        return False
+
     def _walk_placed(self, word: int, bitmap: int) -> None:
         offset = word & OFFSET_MASK
         allocated, zero = bitmap & 0xFFFF_FFFF, bitmap >> 32
@@ -308,8 +335,7 @@ class Checker:
                 f"ERROR offset={offset:x}: Allocated cluster has corrupted subcluster allocation bitmap"
             )
         if offset % self.cluster_size:
-            data = allocated if self.geometry.extended else not word & L2_ZERO
-            what = "Data" if data else "Preallocated"
+            what = "Preallocated" if self.is_misplaced_zero(word, bitmap) else "Data"
             self.corruption(
                 f"ERROR offset={offset:x}: {what} cluster is not properly aligned; L2 entry corrupted."
             )
@@ -364,25 +390,45 @@ class Checker:
         for index, word in self.stored.entries():
             offset = word & REFTABLE_OFFSET_MASK
             if word & REFTABLE_RESERVED:
+                self.must_rebuild = True
                 self.corruption(f"ERROR refcount table entry {index} has reserved bits set")
             elif offset % self.cluster_size:
+                self.must_rebuild = True
                 self.corruption(
                     f"ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
                 )
             elif offset >> self.cluster_bits >= self.clusters:
-                self.corruption(f"ERROR refcount block {index} is outside image")
+                self.block_outside(index, offset)
             else:
-                cluster = offset >> self.cluster_bits
-                self.count(offset, self.cluster_size)
-                if cluster in self.counts and self.counts[cluster] != 1:
-                    self.result.corruptions += 1
-                    self.report(f"ERROR refcount block {index} refcount={self.counts[cluster]}")
+                self.count_block(index, offset)
+
+    def block_outside(self, index: int, offset: int) -> None:
+        """Refcount block `index` lies past the end of the file, at `offset`."""
+        self.corruption(f"ERROR refcount block {index} is outside image")
+
+    def count_block(self, index: int, offset: int) -> None:
+        """A refcount block where one can be."""
+        cluster = offset >> self.cluster_bits
+        self.count(offset, self.cluster_size)
+        if cluster in self.counts and self.counts[cluster] != 1:
+            self.must_rebuild = True
+            self.result.corruptions += 1
+            self.report(f"ERROR refcount block {index} refcount={self.counts[cluster]}")
 
     # -- compare
 
-    def _compare(self) -> None:
-        """Stored counts against references, a refcount block at a time. Then `counts` holds what is
-        stored."""
+    def _compare(self, *, load: bool = True) -> None:
+        """Stored counts against references. With `load`, `counts` holds what is stored afterwards."""
+        for start, stop, raw in self.stored_blocks():
+            self.end = max(self.end, self.counts.last_in_use(start, stop, raw))
+            for cluster, stored, references in self.counts.compare(start, stop, raw):
+                self.mismatch(cluster, stored, references)
+            if load:
+                self.counts.load(start, stop, raw)
+
+    def stored_blocks(self) -> Iterator[tuple[int, int, bytearray | None]]:
+        """The partition, a refcount block at a time: first cluster, last plus one, the counters as stored
+        (None: there is no block). Blocks that cannot be read are reported and left out."""
         counts = self.counts
         per_block = self.stored.per_block
         at, end = counts.start, counts.stop
@@ -391,34 +437,32 @@ class Checker:
         while at < end:
             stop = min((at // per_block + 1) * per_block, end)
             try:
-                raw = self.stored.raw(at, stop)
+                yield at, stop, self.stored.raw(at, stop)
             except UnreadableBlock as error:
                 self._unreadable(at, stop, error)
-            else:
-                self.end = max(self.end, counts.last_in_use(at, stop, raw))
-                for cluster, stored, references in counts.compare(at, stop, raw):
-                    self._mismatch(cluster, stored, references)
             at = stop
 
     def _unreadable(self, start: int, stop: int, error: UnreadableBlock) -> None:
-        self._warn_corrupt(error)
+        self.warn_corrupt(error)
         for cluster in range(start, stop):
             self.report(f"Can't get refcount for cluster {cluster}: Input/output error")
         self.result.check_errors += stop - start
         self.counts.unreadable(start, stop)
 
-    def _warn_corrupt(self, error: UnreadableBlock) -> None:
+    def warn_corrupt(self, error: UnreadableBlock) -> None:
+        """Say once that reading met a refcount block where none can be."""
         if error.unaligned and not self.image.warned:
             self.image.warned = True
             self.report(
                 f"qcow2: Image is corrupt: {error}; further non-fatal corruption events will be suppressed"
             )
 
-    def _mismatch(self, cluster: int, stored: int, references: int) -> None:
+    def mismatch(self, cluster: int, stored: int, references: int) -> None:
         if stored > references:
             self.result.leaks += 1
             self.report(f"Leaked cluster {cluster} refcount={stored} reference={references}")
         else:
+            self.must_rebuild = self.must_rebuild or not stored
             self.result.corruptions += 1
             self.report(f"ERROR cluster {cluster} refcount={stored} reference={references}")
 
@@ -431,43 +475,51 @@ class Checker:
             table = word & OFFSET_MASK
             if not table:
                 continue
-            count = self._stored_here(table >> self.cluster_bits)
+            count = self.count_here(table >> self.cluster_bits)
             if count == _UNREADABLE:
                 continue
             if count is not None and (count == 1) != bool(word & COPIED):
                 batch.flush()
-                self.result.corruptions += 1
-                self.report(
-                    f"ERROR OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={word:x} refcount={count}"
-                )
+                self.wrong_l1_copied(index, word, count)
             batch.add(table)
         batch.flush()
 
-    def _stored_here(self, cluster: int) -> int | None:
+    def count_here(self, cluster: int) -> int | None:
         """The stored count of `cluster`; None where another partition is in charge, _UNREADABLE where it
         cannot be told. Clusters past the end of the file belong to the first partition."""
         if cluster >= self.clusters:
-            if not self.first:
+            if self.counts.start:
                 return None
         elif cluster not in self.counts:
             return None
         try:
             return self.stored.get(cluster)
         except UnreadableBlock as error:
-            self._warn_corrupt(error)
+            self.warn_corrupt(error)
             return _UNREADABLE
 
-    def check_copied_l2(self, raw: bytes | bytearray | memoryview) -> None:
-        """The COPIED bits of one table of the active state, entry by entry."""
+    def check_copied_l2(self, raw: bytes | bytearray | memoryview, table: int) -> None:
+        """The COPIED bits of one table of the active state, at host offset `table`, entry by entry."""
         words = unpack(f">{len(raw) // 8}Q", raw)
-        for word in words[::2] if self.geometry.extended else words:
+        step = 2 if self.geometry.extended else 1
+        for at in range(0, len(words), step):
+            word = words[at]
             if not word or word & L2_COMPRESSED or not self.has_place(word):
                 continue
             count: int | None = 1
             if not self.header.has_data_file:
-                count = self._stored_here((word & OFFSET_MASK) >> self.cluster_bits)
-            elif not self.first:
+                count = self.count_here((word & OFFSET_MASK) >> self.cluster_bits)
+            elif self.counts.start:
                 continue
             if count is not None and count != _UNREADABLE and (count == 1) != bool(word & COPIED):
-                self.result.corruptions += 1
-                self.report(f"ERROR OFLAG_COPIED data cluster: l2_entry={word:x} refcount={count}")
+                self.wrong_l2_copied(table + 8 * at, word, count)
+
+    def wrong_l1_copied(self, index: int, word: int, count: int) -> None:
+        """The COPIED bit of L1 entry `index` lies: its table's stored count is `count`."""
+        self.result.corruptions += 1
+        self.report(f"ERROR OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={word:x} refcount={count}")
+
+    def wrong_l2_copied(self, place: int, word: int, count: int) -> None:
+        """The COPIED bit of the L2 entry at host offset `place` lies."""
+        self.result.corruptions += 1
+        self.report(f"ERROR OFLAG_COPIED data cluster: l2_entry={word:x} refcount={count}")

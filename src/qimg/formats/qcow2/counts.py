@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         def flush(self) -> None: ...
 
     class Counts(Protocol):
-        """References to the clusters ``start .. stop``; after `compare`, their stored counts."""
+        """References to the clusters ``start .. stop``; those that were given to `load`: stored counts."""
 
         start: int
         stop: int
@@ -44,6 +44,26 @@ if TYPE_CHECKING:
         ) -> Iterator[tuple[int, int, int]]:
             """(cluster, stored, references) of those of ``start .. stop`` where `raw` differs."""
 
+        def load(self, start: int, stop: int, raw: bytes | bytearray | None) -> None:
+            """Let `raw`, what is stored for ``start .. stop``, take the place of the references."""
+
+        def mended(self, start: int, stop: int, raw: bytes | bytearray, *, lower: bool) -> bytes | None:
+            """`raw` with too high counts lowered to the references, or too low ones raised; None: there
+            are none."""
+
+        def freed(self, start: int, stop: int, raw: bytes | bytearray) -> list[tuple[int, int]]:
+            """(first, count) of the runs that counted something in `raw` and that nothing refers to."""
+
+        def next_free(self, start: int) -> int | None:
+            """The first cluster from `start` on that nothing refers to."""
+
+        def any_used(self, start: int, stop: int) -> bool:
+            """Whether anything refers to any of ``start .. stop``."""
+
+        def packed(self, start: int, per_block: int, more: Sequence[int]) -> bytes:
+            """A refcount block of the clusters from `start` on. `more`: clusters behind this partition that
+            count 1."""
+
         def unreadable(self, start: int, stop: int) -> None:
             """The stored counts of these cannot be told."""
 
@@ -52,6 +72,7 @@ if TYPE_CHECKING:
         def copied_walker(self, checker: Checker) -> Walker: ...
 
 
+_ARRAYS = {8: "B", 16: "H", 32: "I", 64: "Q"}
 #: Bytes of L2 tables looked at together.
 BATCH = 64 << 10
 
@@ -101,6 +122,54 @@ class PlainCounts:
             if count != references:
                 yield cluster, count, references
 
+    def load(self, start: int, stop: int, raw: bytes | bytearray | None) -> None:
+        self._counts[start - self.start : stop - self.start] = self._stored(stop - start, raw)
+
+    def mended(self, start: int, stop: int, raw: bytes | bytearray, *, lower: bool) -> bytes | None:
+        from qimg.formats.qcow2.refcounts import pack_counts, unpack_counts
+
+        stored = unpack_counts(self._width, raw)
+        choose = min if lower else max
+        part = self._counts[start - self.start : stop - self.start]
+        changed = False
+        for slot, references in enumerate(part):
+            if choose(stored[slot], references) != stored[slot]:
+                stored[slot] = references
+                changed = True
+        return pack_counts(self._width, stored) if changed else None
+
+    def freed(self, start: int, stop: int, raw: bytes | bytearray) -> list[tuple[int, int]]:
+        stored = self._stored(stop - start, raw)
+        runs: list[tuple[int, int]] = []
+        for cluster in range(start, stop):
+            if stored[cluster - start] and not self._counts[cluster - self.start]:
+                if runs and sum(runs[-1]) == cluster:
+                    runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+                else:
+                    runs.append((cluster, 1))
+        return runs
+
+    def next_free(self, start: int) -> int | None:
+        try:
+            return self.start + self._counts.index(0, max(start - self.start, 0))
+        except ValueError:
+            return None
+
+    def any_used(self, start: int, stop: int) -> bool:
+        return any(self._counts[start - self.start : stop - self.start])
+
+    def packed(self, start: int, per_block: int, more: Sequence[int]) -> bytes:
+        from array import array
+
+        from qimg.formats.qcow2.refcounts import pack_counts
+
+        part = self._counts[max(start - self.start, 0) : max(start + per_block - self.start, 0)]
+        block = array(_ARRAYS[max(self._width, 8)], part + [0] * (per_block - len(part)))
+        for cluster in more:
+            if 0 <= cluster - start < per_block:
+                block[cluster - start] = 1
+        return pack_counts(self._width, block)
+
     def unreadable(self, start: int, stop: int) -> None:
         pass
 
@@ -121,7 +190,7 @@ class PlainWalker:
     def add(self, table: int) -> None:
         checker = self._checker
         checker.count(table, checker.cluster_size)
-        checker.walk_l2(checker.file.read(table, checker.cluster_size), self._active)
+        checker.walk_l2(checker.file.read(table, checker.cluster_size), table, self._active)
 
     def flush(self) -> None:
         pass
@@ -134,7 +203,7 @@ class PlainCopied:
         self._checker = checker
 
     def add(self, table: int) -> None:
-        self._checker.check_copied_l2(self._checker.file.read(table, self._checker.cluster_size))
+        self._checker.check_copied_l2(self._checker.file.read(table, self._checker.cluster_size), table)
 
     def flush(self) -> None:
         pass
@@ -227,6 +296,29 @@ class VectorCounts:
         for index, stored, references in self._vec.compare(part, raw, self.width):
             yield start + index, stored, references
 
+    def load(self, start: int, stop: int, raw: bytes | bytearray | None) -> None:
+        self._vec.load(self.counts[start - self.start : stop - self.start], raw, self.width)
+
+    def mended(self, start: int, stop: int, raw: bytes | bytearray, *, lower: bool) -> bytes | None:
+        part = self.counts[start - self.start : stop - self.start]
+        return self._vec.mended(part, raw, self.width, lower=lower)
+
+    def freed(self, start: int, stop: int, raw: bytes | bytearray) -> list[tuple[int, int]]:
+        part = self.counts[start - self.start : stop - self.start]
+        return [(start + first, count) for first, count in self._vec.freed(part, raw, self.width)]
+
+    def next_free(self, start: int) -> int | None:
+        free = self._vec.next_zero(self.counts, max(start - self.start, 0))
+        return None if free is None else self.start + free
+
+    def any_used(self, start: int, stop: int) -> bool:
+        return bool(self.counts[start - self.start : stop - self.start].any())
+
+    def packed(self, start: int, per_block: int, more: Sequence[int]) -> bytes:
+        part = self.counts[max(start - self.start, 0) : max(start + per_block - self.start, 0)]
+        slots = [cluster - start for cluster in more if 0 <= cluster - start < per_block]
+        return self._vec.packed(part, per_block, slots, self.width)
+
     def unreadable(self, start: int, stop: int) -> None:
         self.all_readable = False
 
@@ -303,7 +395,7 @@ class VectorWalker(_Batches):
             self.spans.done(*_EVERYTHING)
             for table, part in zip(tables, self.each(raw), strict=True):
                 checker.count(table, checker.cluster_size)
-                checker.walk_l2(part, self._active)
+                checker.walk_l2(part, table, self._active)
             return
         low, high = scan.span
         own = [table >> checker.cluster_bits for table in tables]
@@ -331,5 +423,5 @@ class VectorCopied(_Batches):
             self.spans.done(low, high) if low <= high else self.spans.done(1, 0)
             return
         self.spans.done(*_EVERYTHING)
-        for part in self.each(raw):
-            self.checker.check_copied_l2(part)
+        for table, part in zip(tables, self.each(raw), strict=True):
+            self.checker.check_copied_l2(part, table)

@@ -60,6 +60,10 @@ class Qcow2(Format):
         )
         if options:
             check_open_options(options, image.header)
+        if writable and not for_check and image.dirty:
+            from qimg.formats.qcow2.repair import repair_dirty
+
+            image = repair_dirty(image)
         return image
 
     def validate_create(self, size: int, options: dict[str, Value]) -> None:

@@ -68,6 +68,14 @@ class StoredCounts:
             return None
         return self._file.read(offset, ((stop - start) * self._width + 7) // 8)
 
+    def place(self, start: int) -> int:
+        """Host offset of the block whose first cluster is `start`. Raises UnreadableBlock."""
+        return self._block(start // self.per_block)
+
+    def forget(self) -> None:
+        """A block was written: what was read of it no longer holds."""
+        self._last = None
+
     def _block(self, index: int) -> int:
         if index * 8 >= len(self._table):
             return 0
