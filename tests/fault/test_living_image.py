@@ -13,6 +13,7 @@ import pytest
 
 from support import crash, model
 from support.model import KINDS, Guest, change
+from support.qcow2 import Anatomy, io, make, patch
 
 pytestmark = pytest.mark.peer("qemu-img", "qemu-io")
 
@@ -70,3 +71,85 @@ def test_a_request_that_fails_while_a_guest_writes(name: str, tmp_path: Path) ->
     crash.assert_survives_errors(
         tmp_path, ["image"], run, files=data_files(tmp_path), between=contents, again=True, limit=30
     )
+
+
+# -- structures that grow
+
+
+def growing(path: Path, steps: list[tuple[int, int]]) -> tuple[Callable[[], None], list[bytes]]:
+    """Writes of (start, length), each made durable."""
+    first = crash.guest_content(path)
+    contents = []
+    disk = bytearray(first)
+    for number, (start, length) in enumerate(steps):
+        disk[start : start + length] = bytes([number + 100]) * length
+        contents.append(bytes(disk))
+
+    def run() -> None:
+        with Guest(path, first) as guest:
+            for number, (start, length) in enumerate(steps):
+                guest.write(start, bytes([number + 100]) * length)
+                guest.flush()
+
+    return run, contents
+
+
+GROWING = {
+    "the refcount table moves": ("cluster_size=512,refcount_bits=64", 3 << 20, 1700 << 10),
+    "blocks are made where the table grew": ("cluster_size=512,refcount_bits=64", 6 << 20, 3 << 20),
+    "new blocks for new clusters": ("cluster_size=512,refcount_bits=64", 1 << 20, 0),
+    "large blocks": ("cluster_size=4096,refcount_bits=64", 8 << 20, 1 << 20),
+    "blocks of counts of 1 bit": ("cluster_size=512,refcount_bits=1", 6 << 20, 1900 << 10),
+}
+
+
+@pytest.mark.parametrize("steps", ["one large write", "some writes"])
+@pytest.mark.parametrize("name", GROWING)
+def test_a_power_cut_while_refcounts_get_more_room(name: str, steps: str, tmp_path: Path) -> None:
+    options, size, filled = GROWING[name]
+    path = make(tmp_path / "image", size, options)
+    if filled:
+        io(path, f"write -q -P 1 0 {filled}")
+    count = 1 if steps == "one large write" else 6
+    step = (size - filled) // count // 512 * 512
+    run, contents = growing(path, [(filled + number * step, step) for number in range(count)])
+    crash.assert_survives(tmp_path, ["image"], run, between=contents, after=contents[-1], limit=80)
+
+
+def test_a_power_cut_while_gaps_between_blocks_are_filled(tmp_path: Path) -> None:
+    path = make(tmp_path / "image", 8 << 20, "cluster_size=512,refcount_bits=64")
+    io(path, "write -q -P 1 0 5M", "discard -q 1M 1M")
+    steps = [(start, 30 << 10) for start in range(5 << 20, (5 << 20) + (600 << 10), 30 << 10)]
+    steps += [(1 << 20, 700 << 10), (6 << 20, 1 << 20)]
+    run, contents = growing(path, steps)
+    crash.assert_survives(tmp_path, ["image"], run, between=contents, after=contents[-1], limit=120)
+
+
+def test_a_power_cut_while_a_missing_block_finds_its_place_in_another_ones_range(tmp_path: Path) -> None:
+    """All clusters of the missing block are wanted for data, so it lies in the first one behind them."""
+    path = make(tmp_path / "image", 1 << 20, "cluster_size=512,refcount_bits=64,preallocation=falloc")
+    io(path, "write -q -P 1 0 1M", "discard -q 256k 128k")
+    anatomy = Anatomy(path)
+    words = [anatomy.number(anatomy.table + 8 * index) for index in range(64)]
+    blocks = words[: words.index(0)]
+    counts = [anatomy.number(block + 8 * slot) for block in blocks for slot in range(64)]
+    missing = next(
+        number for number in range(1, len(counts) // 64) if not any(counts[64 * number : 64 * number + 65])
+    )
+    own = anatomy.number(anatomy.table + 8 * missing) // 512
+    counts[own] = 0
+    edits = [
+        (anatomy.table + 8 * missing, bytes(8)),
+        (anatomy.number(anatomy.table + 8 * (own // 64)) + 8 * (own % 64), bytes(8)),
+    ]
+    patch(path, path, edits)
+    first = crash.guest_content(path)
+    free_below = counts[: 64 * missing].count(0)
+    assert 0 < free_below * 512 < 64 << 10
+    with Guest(path, first) as guest:
+        guest.write(256 << 10, b"b" * 512 * free_below)
+    before = bytes(guest.content)
+    run, contents = growing(path, [(320 << 10, 64 * 512)])
+    crash.assert_survives(tmp_path, ["image"], run, between=[before], after=contents[-1], limit=120)
+    place = Anatomy(path).number(anatomy.table + 8 * missing) // 512
+    assert place == 64 * (missing + 1), "it is where the test wants it"

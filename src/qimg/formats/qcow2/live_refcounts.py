@@ -5,8 +5,8 @@ clusters, what falls after nothing refers to them any more. `WritableQcow2.flush
 
     settle        a place for the refcount table if it has outgrown its own
     write_new     blocks, and a table, that nothing points to yet
-    link          the table's entries, or the header's pointer, that lead to them
-    write_raised  existing blocks with the raised counts
+    write_raised  existing blocks with the raised counts, those of the new blocks' own clusters among them
+    link          after a barrier: the table's entries, or the header's pointer, that lead to what is new
     lower         the lowered counts; gives the clusters that became free
 
 Clusters that are given up can be handed out again after `lower`. Units: clusters, unless said.
@@ -323,16 +323,25 @@ class LiveRefcounts:
         return bool(self._new) or self._moved
 
     def link(self) -> None:
-        """Point to what `write_new` wrote."""
+        """Point to what `write_new` wrote. A block whose own cluster another new one counts follows that one
+        after a barrier."""
         if self._moved:
             pointer = pack(">QI", self._header.refcount_table_offset, self._header.refcount_table_clusters)
             self._file.write(pointer, Header.offset_of("refcount_table_offset"))
-        else:
-            for block in sorted(self._new):
+            self._new.clear()
+        self._moved = False
+        while self._new:
+            ready = [block for block in self._new if self._counted_by(block) not in self._new - {block}]
+            for block in sorted(ready):
                 place = self._header.refcount_table_offset + 8 * block
                 self._file.write(self.table[block].to_bytes(8, "big"), place)
-        self._moved = False
-        self._new.clear()
+            self._new.difference_update(ready)
+            if self._new:
+                self._file.flush()
+
+    def _counted_by(self, block: int) -> int:
+        """The block in which the cluster of `block` has its count."""
+        return self.table[block] // self._cluster_size // self.per_block
 
     def write_raised(self) -> bool:
         """Write the existing blocks whose counts rose; whether there are any."""

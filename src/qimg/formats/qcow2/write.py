@@ -405,11 +405,13 @@ class WritableQcow2(Qcow2Image):
         refcounts, tables = self.refcounts, self.tables
         refcounts.settle()
         fresh = tables.write_new()
-        if refcounts.write_new():
+        blocks = refcounts.write_new()
+        # A new block may lie where an old one counts: that has to be so before anything leads to it.
+        raised = refcounts.write_raised()
+        if blocks:
             self._barrier()
             refcounts.link()
-            fresh = True
-        if refcounts.write_raised() or fresh or self._placed:
+        if blocks or raised or fresh or self._placed:
             self._barrier()
         self._placed = False
         if tables.write_links():
