@@ -436,8 +436,7 @@ def test_convert_copies_bitmaps_into_an_image_that_has_others(pair: tuple[Path, 
         ),
         (
             "create -q -f qcow2 t.q 16M",
-            "Failed to populate bitmap b0: Bitmaps are of different sizes (destination size is 16777216,"
-            " source size is 8388608) and can't be merged",
+            "(destination size is 16777216, source size is 8388608) and can't be merged",
         ),
         ("create -q -f qcow2 -o compat=0.10 t.q 8M", "Format driver 'qcow2' does not support bitmaps"),
     ],
@@ -458,12 +457,12 @@ def test_convert_refuses_bitmaps_that_the_target_cannot_take(
 
 
 @pytest.mark.parametrize(
-    "resize", ["a.q 100M", "a.q +512", "--shrink a.q 33M", "--shrink a.q 1000448", "a.q 3T"]
+    "resize", ["a.q 100M", "a.q +512", "--shrink a.q 33M", "--shrink a.q 1000448", "a.q 20G"]
 )
 @pytest.mark.parametrize("cluster", ["512", "64k"])
 def test_bitmaps_follow_a_resize(resize: str, cluster: str, pair: tuple[Path, Path]) -> None:
-    if cluster == "512" and resize.endswith("T"):
-        resize = "a.q 1G"
+    if cluster == "512":
+        resize = resize.replace("20G", "200M")  # the real program takes minutes
     for line in f"""
         create -q -f qcow2 -o cluster_size={cluster} a.q 65M
         bitmap --add -g 1M a.q coarse
