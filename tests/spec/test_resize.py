@@ -425,6 +425,22 @@ def test_a_snapshot_keeps_the_bytes_that_were_cut_off(tmp_path: Path) -> None:
         assert real_content(path) == b"\5" * (1 << 20)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_cluster_that_begins_with_a_hole_of_the_file_is_no_cluster_of_zeros(
+    shared: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.q"
+    run_real(["create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", "a.q", "8M"], tmp_path).ok()
+    io(path, [f"write -q -P 5 {at}k 500k" for at in (1500, 3500, 5500, 7500)])
+    if shared:
+        run_real(["snapshot", "-c", "s", "a.q"], tmp_path).ok()
+    run_qimg_inprocess(["resize", "--shrink", "a.q", "5M"], tmp_path).ok()
+    before = real_content(path)
+    run_real(["resize", "a.q", "8M"], tmp_path).ok()
+    assert_real_check_clean(path)
+    assert real_content(path) == before.ljust(8 << 20, b"\0")
+
+
 def test_a_data_file_that_was_longer_does_not_show_in_a_larger_disk(tmp_path: Path) -> None:
     run_real(["create", "-q", "-f", "qcow2", "-o", "data_file=d.raw", "a.q", "1M"], tmp_path).ok()
     with (tmp_path / "d.raw").open("r+b") as file:

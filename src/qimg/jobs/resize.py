@@ -71,8 +71,8 @@ def _settle(disk: Disk, end: int, *, shows: bool) -> None:
     if start == end:
         return
     extent = image.extents(start, end - start)[0]
-    if extent.flags & ZERO and not extent.flags & HOLE:
-        return
+    if extent.flags & ZERO and not extent.flags & (HOLE | MAPPED):
+        return  # a hole of the file (MAPPED) tells nothing of the rest of the unit
     if extent.flags & HOLE and not shows:
         return
     place = image.in_place(start, end - start)[0]
