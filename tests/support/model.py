@@ -56,7 +56,8 @@ class Guest:
                 pieces.append((start, end))
         new[offset - low : offset - low + len(data)] = data
         places = self.image.allocate(low, high - low)
-        assert places[0].start <= low, "what is allocated covers the range"
+        assert sum(place.length for place in places) == high - low, "just the range"
+        assert (places[0].start, places[-1].start + places[-1].length) == (low, high), "all of it"
         for start, end in pieces:
             self._put(memoryview(new)[start - low : end - low], start, places)
         self.content[offset : offset + len(data)] = data

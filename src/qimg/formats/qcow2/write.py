@@ -22,7 +22,7 @@ from _thread import allocate_lock
 
 from qimg.context import Notice
 from qimg.errors import CorruptImage, NotSupported
-from qimg.extent import Runs
+from qimg.extent import Runs, clip
 from qimg.formats.qcow2.compress import Encoder, LivePacker
 from qimg.formats.qcow2.header import parse
 from qimg.formats.qcow2.image import Qcow2Image
@@ -221,7 +221,8 @@ class WritableQcow2(Qcow2Image):
             self._clear_tail(extents[-1])
         self._placed = True
         self._record(start, length)
-        return extents
+        # With subclusters only those asked for: their neighbours may hold data.
+        return list(clip(extents, start, length))
 
     def _tail_is_kept(self, end: int) -> bool:
         """Whether the last cluster keeps its place."""
