@@ -98,6 +98,12 @@ def add(
     return None, _runs(slots[after == 0])
 
 
+def zero_slot(counts: array[int], slots: Clusters) -> int | None:
+    """One of the `slots` at which a count is 0."""
+    zero = np.flatnonzero(np.frombuffer(counts, dtype=counts.typecode)[slots] == 0)
+    return int(slots[zero[0]]) if len(zero) else None
+
+
 def _runs(slots: Clusters) -> list[tuple[int, int]]:
     if len(slots) == 0:
         return []

@@ -106,12 +106,12 @@ class Shadow:
             for number in batch.numbers:
                 l1[number] &= ~COPIED
 
-    def own_tables(self, l1: array[int], *, alone: bool) -> None:
-        """Make the tables of `l1` fit for the active L1 table: COPIED where the count is 1. `alone` False:
-        all counts are above 1. Counts include this table's references already. `l1` gets the new places."""
-        renew = self.walker.recomputed if alone else self.walker.cleared
+    def own_tables(self, l1: array[int]) -> None:
+        """Make the tables of `l1` fit for the active L1 table: COPIED where the count is 1. Counts include
+        its references already. `l1` gets the new places. Raises CorruptImage before anything is written."""
+        self.walker.require(l1)
         for batch in self.walker.batches(l1):
-            if renew(batch):
+            if self.walker.recomputed(batch):
                 self._replace(l1, batch, sharers=1)
             for number, offset in zip(batch.numbers, batch.offsets, strict=True):
                 word = l1[number]

@@ -164,6 +164,14 @@ class ShadowCounts:
             found = value
         return found
 
+    def require(self, first: int, count: int = 1) -> None:
+        """Raises CorruptImage where a count is 0."""
+        for block, low, high in self._slots(first, count):
+            part = self.look(block)[low:high]
+            same = array(self.typecode, [part[0]]).tobytes() * len(part)
+            if not part[0] or (part.tobytes() != same and 0 in part):
+                self.uncounted(block * self.per_block + low + part.index(0))
+
     def _add(self, block: int, low: int, high: int, delta: int) -> None:
         counts = self.change(block)
         part = counts[low:high]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qimg.formats.qcow2.image import Qcow2Image
     from qimg.formats.qcow2.shadow_counts import ShadowCounts
     from qimg.storage.base import Storage
+    from qimg.vec.shadow import Clusters as Slots
 
     #: (number of the first entry, its word, entries): each the next cluster of the file.
     Piece = tuple[int, int, int]
@@ -139,6 +140,23 @@ class Walker:
             for offset in batch.offsets:
                 self._counts.lower(offset >> self._bits)
 
+    def require(self, l1: array[int]) -> None:
+        """Raises CorruptImage where the count of a table, or of what it refers to, is 0: such clusters would
+        pass for free."""
+        for batch in self.batches(l1):
+            for offset in batch.offsets:
+                self._counts.require(offset >> self._bits)
+            if self._vectored:
+                self._require_vectored(batch)
+                continue
+            for index, word, count in self._pieces(self._words(batch.raw)):
+                if word & L2_COMPRESSED:
+                    offset, length = self.geometry.compressed_range(word)
+                    first = offset >> self._bits
+                    self._counts.require(first, ((offset + length - 1) >> self._bits) + 1 - first)
+                else:
+                    self._counts.require(self._cluster(batch, index, word), count)
+
     def _change(self, batch: Batch, delta: int) -> None:
         if self._vectored:
             self._change_vectored(batch, delta)
@@ -155,10 +173,10 @@ class Walker:
                 change(self._cluster(batch, index, word), count)
         self._counts.add_each(single, delta)
 
-    def _change_vectored(self, batch: Batch, delta: int) -> None:
+    def _references(self, batch: Batch) -> Iterator[tuple[int, Slots]]:
+        """(refcount block, slots) of all that the tables refer to."""
         from qimg.vec import shadow
 
-        counts = self._counts
         clusters = shadow.references(
             batch.raw,
             extended=self.geometry.extended,
@@ -167,7 +185,22 @@ class Walker:
         )
         if clusters is None:
             self._find_damage(batch)
-        for block, slots in shadow.by_block(clusters, counts.per_block):
+        return shadow.by_block(clusters, self._counts.per_block)
+
+    def _require_vectored(self, batch: Batch) -> None:
+        from qimg.vec import shadow
+
+        counts = self._counts
+        for block, slots in self._references(batch):
+            wrong = shadow.zero_slot(counts.look(block), slots)
+            if wrong is not None:
+                counts.uncounted(block * counts.per_block + wrong)
+
+    def _change_vectored(self, batch: Batch, delta: int) -> None:
+        from qimg.vec import shadow
+
+        counts = self._counts
+        for block, slots in self._references(batch):
             wrong, freed = shadow.add(counts.change(block), slots, delta, counts.maximum)
             if wrong is not None:
                 counts.refuse(block * counts.per_block + wrong, delta)

@@ -130,7 +130,7 @@ def apply(image: Qcow2Image, which: str) -> None:
         needed = -(-size // (image.cluster_size * image.header.l2_entries))
         if needed > len(new):
             new.extend(array("Q", bytes(8 * (needed - len(new)))))
-        shadow.own_tables(new, alone=False)
+        shadow.own_tables(new)
         shadow.set_active_l1(new)
         if size != image.size:
             shadow.set(size=size)
@@ -173,7 +173,7 @@ def delete(image: Qcow2Image, name: str) -> None:
         entry = chosen.entry
         shadow.walker.lower(read_l1(image.file, entry.l1_table_offset, entry.l1_size))
         l1 = shadow.active_l1()
-        shadow.own_tables(l1, alone=True)
+        shadow.own_tables(l1)
         shadow.give_up(entry.l1_table_offset, 8 * entry.l1_size)
         _set_table(shadow, [snapshot for snapshot in shadow.snapshots.snapshots if snapshot is not chosen])
         shadow.set_active_l1(l1)
