@@ -108,7 +108,8 @@ class RawImage(Image):
         elif preallocation != "off":
             raise NotSupported(f"Preallocation mode '{preallocation}' unsupported for this non-regular file")
         elif self.offset + size != self.file.size:
-            raise NotSupported("Cannot resize device files")
+            what = "device files" if self.file.driver == "host_device" else f"'{self.file.name}'"
+            raise NotSupported(f"Cannot resize {what}")
         self.file.flush()
         self.size = round_up(size, SECTOR)
 
