@@ -8,8 +8,9 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+_tables: dict[tuple[Callable[[int, int], bytes], int, int], bytes] = {}
 #: Source bytes that are brought to another granularity at once, and the result's size at most.
 _PIECE = 4096
 
@@ -69,7 +70,7 @@ def coarser(bits: bytes, shift: int) -> bytes:
         bits += bytes(-len(bits) % width)
         joined = 0
         for part in range(width):
-            joined |= int.from_bytes(bits[part::width].translate(_joining(width, part)), "little")
+            joined |= int.from_bytes(bits[part::width].translate(_table(_joining, width, part)), "little")
         bits = joined.to_bytes(len(bits) // width, "little")
         shift -= step
     return bits
@@ -82,10 +83,18 @@ def finer(bits: bytes, shift: int) -> bytes:
         width = 1 << step  # bits that a bit becomes, and bytes that a byte becomes
         spread = bytearray(len(bits) * width)
         for part in range(width):
-            spread[part::width] = bits.translate(_spreading(width, part))
+            spread[part::width] = bits.translate(_table(_spreading, width, part))
         bits = bytes(spread)
         shift -= step
     return bits
+
+
+def _table(make: Callable[[int, int], bytes], width: int, part: int) -> bytes:
+    """One of the tables below, made once."""
+    table = _tables.get((make, width, part))
+    if table is None:
+        table = _tables[make, width, part] = make(width, part)
+    return table
 
 
 def _joining(width: int, part: int) -> bytes:
