@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import qimg
 from support import crash, model
 from support.model import KINDS, Guest, change
 from support.qcow2 import Anatomy, io, make, patch
+from support.run import run_real
 
 pytestmark = pytest.mark.peer("qemu-img", "qemu-io")
 
@@ -153,3 +155,121 @@ def test_a_power_cut_while_a_missing_block_finds_its_place_in_another_ones_range
     crash.assert_survives(tmp_path, ["image"], run, between=[before], after=contents[-1], limit=120)
     place = Anatomy(path).number(anatomy.table + 8 * missing) // 512
     assert place == 64 * (missing + 1), "it is where the test wants it"
+
+
+# -- changes of the whole: there or not there
+
+WHOLE: dict[str, Callable[[Path], object]] = {
+    "create a snapshot": lambda path: qimg.create_snapshot(path, "new"),
+    "apply a snapshot": lambda path: qimg.apply_snapshot(path, "1"),
+    "delete a snapshot": lambda path: qimg.delete_snapshot(path, "s0"),
+    "grow": lambda path: qimg.resize(path, 3 << 20),
+    "shrink": lambda path: qimg.resize(path, 150 << 10, shrink=True),
+    "add a bitmap": lambda path: qimg.add_bitmap(path, "b"),
+}
+WITH_SNAPSHOTS = [
+    "snapshots",
+    "version 2, snapshots",
+    "clusters of 512, snapshots",
+    "counts of 4 bits",
+    "counts of 64 bits",
+    "lazy counts",
+    "subclusters over a file",
+    "over a short file",
+]
+#: Version 2 knows no bitmaps, and no size of a snapshot's own.
+CASES = [
+    (what, name)
+    for what in WHOLE
+    for name in WITH_SNAPSHOTS
+    if "version 2" not in name or what not in ("grow", "shrink", "add a bitmap")
+]
+
+
+@pytest.mark.parametrize(("what", "name"), CASES)
+def test_a_change_of_the_whole_happens_or_does_not(what: str, name: str, tmp_path: Path) -> None:
+    path = model.prepare(tmp_path, name)
+    crash.assert_survives(tmp_path, ["image"], lambda: WHOLE[what](path), atomic=True, limit=40)
+
+
+@pytest.mark.parametrize(("what", "name"), CASES)
+def test_a_change_of_the_whole_that_fails_can_be_tried_again(what: str, name: str, tmp_path: Path) -> None:
+    path = model.prepare(tmp_path, name)
+    # After a failure of the last barrier a second try finds everything done.
+    again = what in ("apply a snapshot", "grow", "shrink")
+    crash.assert_survives_errors(
+        tmp_path, ["image"], lambda: WHOLE[what](path), atomic=True, again=again, limit=24
+    )
+
+
+@pytest.mark.parametrize("name", ["default", "snapshots", "clusters of 512, snapshots", "subclusters"])
+def test_a_power_cut_while_bitmaps_record_a_write(name: str, tmp_path: Path) -> None:
+    """After it a bitmap knows of the write, or says that it cannot be trusted, or nothing was written."""
+    path = model.prepare(tmp_path, name)
+    run_real(["bitmap", "--add", "-g", "4096", path, "b0"]).ok()
+    run_real(["bitmap", "--add", "--disable", path, "b1"]).ok()
+    before = crash.Contents.of(tmp_path, ["image"])
+    content = bytes(before.images["image"])
+    start, length = 70 << 10, 50 << 10
+
+    def run() -> None:
+        with Guest(path, content) as guest:
+            guest.write(start, b"\xab" * length)
+
+    recording = crash.record(tmp_path, ["image"], run)
+    after = crash.Contents.of(tmp_path, ["image"])
+    assert b"\xab" * length in after.images["image"]
+    with crash.scratch(tmp_path) as place:
+        judge = crash.Judge(place, ["image"], before, after)
+        for state in recording.states(limit=80):
+            judge.look(state.files, state.what, finished=state.durable)
+            if crash.guest_content(place / "image") == content:
+                continue
+            for bitmap in qimg.bitmaps(place / "image"):
+                if bitmap.name == "b0" and not bitmap.inconsistent:
+                    bits = int.from_bytes(bitmap.bits, "little")
+                    wanted = range(start // 4096, -(-(start + length) // 4096))
+                    assert all(bits >> bit & 1 for bit in wanted), f"{state.what}: the bitmap does not know"
+                assert bitmap.name != "b1" or not bitmap.inconsistent
+    (b0, b1) = qimg.bitmaps(path)
+    assert (b0.inconsistent, b0.enabled, b1.inconsistent, b1.enabled) == (False, True, False, False)
+
+
+@pytest.mark.parametrize(
+    "mid", ["", "cluster_size=4096", "extended_l2=on", "compat=0.10", "cluster_size=512"]
+)
+@pytest.mark.parametrize("keep", [False, True], ids=["emptied", "kept"])
+def test_a_power_cut_while_an_image_is_committed(mid: str, keep: bool, tmp_path: Path) -> None:
+    """The top image reads the same at every moment."""
+    make(tmp_path / "mid", 512 << 10, mid)
+    model.scribble(tmp_path / "mid", model.Kind(mid, 512 << 10, packed=True), random.Random(1))
+    make(tmp_path / "top", 700 << 10, "cluster_size=4096", "-b", "mid", "-F", "qcow2")
+    model.scribble(
+        tmp_path / "top", model.Kind("cluster_size=4096", 700 << 10, packed=True), random.Random(2), 14
+    )
+    shown = crash.guest_content(tmp_path / "top")
+    # The base grows before it is written to.
+    below = crash.guest_content(tmp_path / "mid").ljust(700 << 10, b"\0")
+
+    def run() -> None:
+        qimg.commit(tmp_path / "top", keep=keep)
+
+    crash.assert_survives(tmp_path, ["mid", "top"], run, between=[below], after=shown, limit=70)
+    assert crash.guest_content(tmp_path / "top") == shown
+
+
+@pytest.mark.parametrize("new", ["other", ""])
+@pytest.mark.parametrize("top", ["", "cluster_size=4096", "extended_l2=on", "compat=0.10,cluster_size=1024"])
+def test_a_power_cut_while_an_image_gets_another_backing_file(top: str, new: str, tmp_path: Path) -> None:
+    """The image reads the same at every moment."""
+    chance = random.Random(top + new)
+    (tmp_path / "below").write_bytes(model.mixed_stretches(400 << 10, chance))
+    (tmp_path / "other").write_bytes(model.mixed_stretches(500 << 10, chance))
+    make(tmp_path / "top", 450 << 10, top, "-b", "below", "-F", "raw")
+    model.scribble(tmp_path / "top", model.Kind(top, 450 << 10, packed=True), chance)
+    shown = crash.guest_content(tmp_path / "top")
+
+    def run() -> None:
+        qimg.rebase(tmp_path / "top", new, backing_format="raw" if new else None)
+
+    crash.assert_survives(tmp_path, ["top"], run, after=shown, atomic=True, limit=70)

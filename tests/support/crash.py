@@ -278,6 +278,13 @@ def snapshot_ids(path: Path) -> list[str]:
     return [str(row["id"]) for row in shown.get("snapshots", [])]
 
 
+def backing_name(path: Path) -> str | None:
+    """The backing file that the image names."""
+    shown = json.loads(run_real(["info", "-U", "--output=json", path], path.parent).ok().out)
+    name: str | None = shown.get("backing-filename")
+    return name
+
+
 class Contents(NamedTuple):
     """What images of a folder hold for their guests: by file name, and snapshots by name and id."""
 
