@@ -18,19 +18,23 @@ if TYPE_CHECKING:
     from qimg.api import DiskFile as DiskFile
     from qimg.api import add_bitmap as add_bitmap
     from qimg.api import amend as amend
+    from qimg.api import apply_snapshot as apply_snapshot
     from qimg.api import bitmaps as bitmaps
     from qimg.api import change_bitmap as change_bitmap
     from qimg.api import check as check
     from qimg.api import compare as compare
     from qimg.api import convert as convert
     from qimg.api import create as create
+    from qimg.api import create_snapshot as create_snapshot
     from qimg.api import dd as dd
+    from qimg.api import delete_snapshot as delete_snapshot
     from qimg.api import info as info
     from qimg.api import map as map
     from qimg.api import measure as measure
     from qimg.api import open as open
     from qimg.api import remove_bitmap as remove_bitmap
     from qimg.api import resize as resize
+    from qimg.api import snapshots as snapshots
     from qimg.errors import Cancelled as Cancelled
     from qimg.errors import CorruptImage as CorruptImage
     from qimg.errors import FormatError as FormatError
@@ -52,19 +56,23 @@ _API = (
     "DiskFile",
     "add_bitmap",
     "amend",
+    "apply_snapshot",
     "bitmaps",
     "change_bitmap",
     "check",
     "compare",
     "convert",
     "create",
+    "create_snapshot",
     "dd",
+    "delete_snapshot",
     "info",
     "map",
     "measure",
     "open",
     "remove_bitmap",
     "resize",
+    "snapshots",
 )
 _ERRORS = (
     "Cancelled",

@@ -19,6 +19,7 @@ from qimg.jobs import info as _info
 from qimg.jobs import map as _map
 from qimg.jobs import measure as _measure
 from qimg.jobs import resize as _resize
+from qimg.jobs import snapshot as _snapshot
 from qimg.jobs.progress import Callback
 
 TYPE_CHECKING = False
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from qimg.formats.base import BitmapData, CheckResult, Measure
+    from qimg.formats.base import BitmapData, CheckResult, Measure, SnapshotInfo
     from qimg.graph.disk import Disk as GraphDisk
     from qimg.jobs.compare import Comparison
     from qimg.jobs.info import ImageInfo
@@ -399,6 +400,42 @@ def amend(
         progress=_progress(progress),
         context=context or Context(),
     )
+
+
+def snapshots(
+    where: Where, *, format: str | None = None, share: bool = False, context: Context | None = None
+) -> list[SnapshotInfo]:
+    """The internal snapshots of the image at `where`, oldest first: `id`, `name`, `date_sec` and `date_nsec`
+    (Unix time), `vm_state_size`, `vm_clock_nsec`, `icount`. None where the format has none."""
+    return _snapshot.snapshots(_spec(where, format, share=share), context=context or Context())
+
+
+def create_snapshot(
+    where: Where,
+    name: str,
+    *,
+    now_ns: int | None = None,
+    format: str | None = None,
+    context: Context | None = None,
+) -> None:
+    """Add an internal snapshot of the disk as it is, dated `now_ns` (Unix time in nanoseconds; None: now).
+    Names need not be unique. Durable when it returns, whole or not there after a crash. Raises QimgError."""
+    _snapshot.create_snapshot(_spec(where, format), name, now_ns=now_ns, context=context or Context())
+
+
+def apply_snapshot(
+    where: Where, which: str, *, format: str | None = None, context: Context | None = None
+) -> None:
+    """Go back to the internal snapshot with the id `which`, else with that name: the disk's content and size.
+    What the disk holds now is lost unless a snapshot has it. Raises QimgError."""
+    _snapshot.apply_snapshot(_spec(where, format), which, context=context or Context())
+
+
+def delete_snapshot(
+    where: Where, name: str, *, format: str | None = None, context: Context | None = None
+) -> None:
+    """Remove the first internal snapshot called `name` and give its space back. Raises QimgError."""
+    _snapshot.delete_snapshot(_spec(where, format), name, context=context or Context())
 
 
 def bitmaps(

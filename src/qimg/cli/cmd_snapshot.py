@@ -24,7 +24,7 @@ class Request:
 
 def run(session: Session, words: list[str]) -> int:
     """``snapshot [--image-opts] [-U] [-q] [-l | -a SNAPSHOT | -c SNAPSHOT | -d SNAPSHOT] FILENAME``; the exit
-    code. Without an action the image is only opened."""
+    code. Without an action the image is opened for writing, and that is all."""
     request = Request()
     operands = _parse(session, words, request)
     if len(operands) != 1:
@@ -32,8 +32,8 @@ def run(session: Session, words: list[str]) -> int:
     spec = image_spec(
         operands[0], format=None, image_opts=request.image_opts, force_share=request.force_share
     )
-    if request.action in (None, "l"):
-        _list(session, request, spec)
+    if request.action == "l":
+        _list(session, spec)
     else:
         _change(session, request, spec)
     return 0
@@ -53,11 +53,11 @@ def _parse(session: Session, words: list[str], request: Request) -> list[str]:
     return options.operands
 
 
-def _list(session: Session, request: Request, spec: ImageSpec) -> None:
+def _list(session: Session, spec: ImageSpec) -> None:
     from qimg.jobs.snapshot import snapshots
 
     found = snapshots(spec, context=session.context)
-    if found and request.action is not None:
+    if found:
         from qimg.cli.render_text import snapshot_table
 
         session.console.out("\n".join(("Snapshot list:", *snapshot_table(found))) + "\n")
@@ -67,7 +67,9 @@ def _change(session: Session, request: Request, spec: ImageSpec) -> None:
     from qimg.jobs import snapshot as jobs
 
     try:
-        if request.action == "a":
+        if request.action is None:
+            jobs.try_open(spec, context=session.context)
+        elif request.action == "a":
             jobs.apply_snapshot(spec, request.snapshot, context=session.context)
         elif request.action == "c":
             jobs.create_snapshot(spec, request.snapshot, context=session.context)

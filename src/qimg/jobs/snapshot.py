@@ -30,6 +30,11 @@ def snapshots(spec: ImageSpec, *, context: Context) -> list[SnapshotInfo]:
         return _holder(disk).snapshots()
 
 
+def try_open(spec: ImageSpec, *, context: Context) -> None:
+    """Open the image as for a change, and change nothing. Raises OpenError."""
+    open_disk(spec, context=context, writable=True).close()
+
+
 def create_snapshot(spec: ImageSpec, name: str, *, now_ns: int | None = None, context: Context) -> None:
     """Add a snapshot of the disk as it is. `now_ns`: its date, Unix time in nanoseconds; now if not given.
 

@@ -200,7 +200,7 @@ def _new(
 
 def _number(id: bytes) -> int:
     """The number that an id begins with, 0 if it begins with none."""
-    digits = id.lstrip()
+    digits = id.lstrip().removeprefix(b"+")
     length = len(digits) - len(digits.lstrip(b"0123456789"))
     return int(digits[:length][:20] or b"0")
 
