@@ -11,11 +11,12 @@ from qimg.errors import NotSupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
-    from typing import Self
+    from typing import NoReturn, Self
 
     from qimg.context import Context
+    from qimg.errors import StorageError
     from qimg.extent import Extent
     from qimg.options import Option, Value
     from qimg.storage.base import Buffer, Bytes, Storage
@@ -111,6 +112,10 @@ class Image:
     granularity  smallest unit that `allocate` takes (a subcluster with extended L2), 1 for raw.
     backing      what the header names, or None. The graph decides whether to open it.
     data_file    what holds the guest's data when it is not `file`; attach it with `attach_data_file`.
+    files        names of further files that hold parts of the disk, plain names relative to the folder of
+                 `file`; whoever opens the image opens them and calls `attach_files` before anything else.
+    content_id   a number that changes with the content, which overlays record; None: no such thing.
+    distrust     why what is below must not be read (see `meet_backing`), or None.
     encrypted    data needs a key.
     lookup_span  guest bytes that one look into the tables tells of, counted from 0; None: any number.
     """
@@ -122,6 +127,9 @@ class Image:
     granularity: int = 1
     backing: Reference | None = None
     data_file: Reference | None = None
+    files: Sequence[str] = ()
+    content_id: int | None = None
+    distrust: StorageError | None = None
     encrypted: bool = False
     lookup_span: int | None = None
     #: None where the format has no such flag.
@@ -132,6 +140,8 @@ class Image:
     zero_init: bool = False
     #: Writing: `encode` and `write_encoded` work.
     can_compress: bool = False
+    #: Writing: `encode` and `write_encoded` are the only way to store data.
+    must_compress: bool = False
     #: Writing: guest ranges can be made to read as zeros over a backing file without writing data.
     can_mark_zero: bool = False
     #: Writing: so much is staged that the job should finish the bytes in flight and call `flush`.
@@ -192,7 +202,8 @@ class Image:
 
     def in_place(self, start: int, length: int) -> list[Extent]:
         """Where ``start .. start + length`` can be overwritten without a new place: MAPPED extents. What
-        `allocate` would move or make room for is HOLE; of that, every byte has to be written."""
+        `allocate` would move or make room for is HOLE; of that, every byte has to be written. Changes
+        nothing: `allocate` has to be asked all the same, it records what changes."""
         raise NotSupported(f"Writing to {self.format_name} images is not supported")
 
     def mark_zero(self, start: int, length: int) -> None:
@@ -274,6 +285,21 @@ class Image:
         """Give the image the storage that `data_file` names. It is closed with the image."""
         raise NotSupported("'data-file' can only be set for images with an external data file")
 
+    def attach_files(self, storages: list[Storage]) -> None:
+        """Give the image the storages that `files` names, in order. They are closed with the image from then
+        on; when this raises, the caller still owns them. Raises FormatError, StorageError."""
+
+    def attached(self) -> list[tuple[str, Storage]]:
+        """(name of the node, storage) of what was attached by `attach_files`."""
+        return []
+
+    def meet_backing(self, below: Image) -> None:
+        """Look at the image below, now open: set `distrust` if it is not what this one was made for."""
+
+    def record_backing(self, below: Image) -> None:
+        """The image below was changed by a job after which this one still fits: record its `content_id`.
+        Durable when it returns. Raises StorageError."""
+
     def close(self) -> None:
         """Close the storage(s). Never raises. Does not flush."""
         self.file.close()
@@ -294,13 +320,33 @@ class CreateHelp:
     """What creating an image may need from outside the format: files it names are opened by the caller.
 
     open_data_file(name, size, preallocation) creates the external data file and returns it opened.
+    open_file(name, size) does the same for a further file of the image (`Image.files`): `name` is the path of
+    a plain file, never a protocol's.
+    backing_id() is the `content_id` of the planned backing file; opens it. Raises QimgError.
+    filling: data follows, in ascending order of guest offsets, before the first flush, and none afterwards.
+
+    When the creation fails, the caller removes files that were not there before.
     """
 
-    __slots__ = ("context", "open_data_file")
+    __slots__ = ("backing_id", "context", "filling", "open_data_file", "open_file")
 
-    def __init__(self, context: Context, open_data_file: Callable[[str, int, str], Storage]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        open_data_file: Callable[[str, int, str], Storage],
+        *,
+        open_file: Callable[[str, int], Storage] | None = None,
+        backing_id: Callable[[], int | None] | None = None,
+        filling: bool = False,
+    ) -> None:
+        def none(*_: object) -> NoReturn:
+            raise NotSupported("No further files here")
+
         self.context = context
         self.open_data_file = open_data_file
+        self.open_file = none if open_file is None else open_file
+        self.backing_id = (lambda: None) if backing_id is None else backing_id
+        self.filling = filling
 
 
 class MeasureSource:
@@ -359,6 +405,13 @@ class Format:
 
     def validate_create(self, size: int, options: dict[str, Value]) -> None:
         """Raise OptionError or LimitError for what `create` would refuse. No I/O."""
+
+    def validate_compress(self, options: dict[str, Value]) -> None:
+        """Raise OptionError where images with these options cannot be made with compressed data."""
+
+    def further_files(self, name: str, size: int, options: dict[str, Value]) -> Iterable[str]:
+        """Names of the plain files that creating `name` makes beside it."""
+        return ()
 
     def check_place(self, file: Storage, size: int, options: dict[str, Value]) -> None:
         """Raise NotSupported where `file`, opened but with its old content, cannot hold a new image. Changes

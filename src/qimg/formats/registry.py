@@ -24,7 +24,7 @@ FORMATS: dict[str, str | None] = {
     "raw": "qimg.formats.raw:Raw",
     "vdi": None,
     "vhdx": None,
-    "vmdk": None,
+    "vmdk": "qimg.formats.vmdk.format:Vmdk",
     "vpc": None,
 }
 

@@ -62,6 +62,10 @@ def open_chain(
             below, named_by = _below(builder, node, backing)
         for depth in reversed(range(len(nodes))):
             nodes[depth].check_left()
+        for depth, lower in enumerate(nodes[1:]):
+            upper = nodes[depth]
+            assert upper.image is not None and lower.image is not None
+            upper.image.meet_backing(lower.image)
     except BaseException as error:
         for node in nodes:
             node.close()

@@ -39,6 +39,14 @@ class Disk:
     def __init__(self, layers: list[Layer]) -> None:
         self.layers = layers
         self.size = layers[0].image.size
+        #: Where extents lie is told also of layers that must not be read (for `map`, which reads nothing).
+        self.tells_all = False
+        # The deepest layer that may be read.
+        self._trusted = len(layers)
+        for depth, layer in enumerate(layers):
+            if layer.image.distrust is not None:
+                self._trusted = depth
+                break
         units = [layer.image.granularity for layer in layers]
         #: Guest bytes whose tables are decoded at once.
         self.window = WINDOW_UNITS * min(unit if unit > 1 else _UNIT for unit in units)
@@ -59,7 +67,16 @@ class Disk:
         No extent is HOLE alone: what no layer decides is HOLE|ZERO, at the depth of the deepest image
         that reaches so far (map sheet). `depth` tells which layer's `read_into` decodes what is not MAPPED.
         """
-        return self._extents(0, start, length)
+        extents = self._extents(0, start, length)
+        if self._trusted < len(self.layers) and not self.tells_all:
+            return [self._hidden(extent) for extent in extents]
+        return extents
+
+    def _hidden(self, extent: Extent) -> Extent:
+        """The extent without its place, if its layer must not be read: to read it is to fail."""
+        if extent.depth <= self._trusted or extent.flags & ZERO:
+            return extent
+        return extent._replace(flags=extent.flags & ~MAPPED, host=None, source=None)
 
     def _extents(self, depth: int, start: int, length: int) -> list[Extent]:
         image = self.layers[depth].image
@@ -118,6 +135,10 @@ class Disk:
 
     def read_extent(self, extent: Extent, buf: Buffer) -> None:
         """Fill `buf` with the first bytes of `extent` (one that `extents` gave, or a clipped part of it)."""
+        if extent.depth > self._trusted:
+            error = self.layers[self._trusted].image.distrust
+            assert error is not None
+            raise error
         if extent.flags & MAPPED:
             assert extent.source is not None and extent.host is not None
             extent.source.read_into(buf, extent.host)

@@ -23,6 +23,7 @@ from qimg.graph.probe import PROBE_BYTES, probe
 from qimg.options import parse_bool
 from qimg.storage import registry as storages
 from qimg.storage.base import USE_ALL, USE_READ, USE_RESIZE, USE_WRITE, USE_WRITE_UNCHANGED
+from qimg.storage.handles import make_room
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ WARNING: Image format was not specified for '{}' and probing guessed raw.
          Specify the 'raw' format explicitly to remove the restrictions."""
 _MAX_NODE_NAME = 31
 _DATA_FILE = "data-file"
+_LOCAL = ("file", "host_device", "host_cdrom")
 
 
 class Mode:
@@ -299,13 +301,35 @@ class Builder:
             if guessed and driver == "raw" and mode.writable:
                 image.guard_first_sector(_probe_content)  # type: ignore[attr-defined]
             self._attach(image, data, mode)
+            if image.files:
+                self._attach_files(image, location, mode)
             if mode.blocked:
                 raise LocationError("Block node is read-only")
         except BaseException:
             if data is not None:
                 data.storage.close()
+            if node.image is not None:
+                node.image.close()
             raise
         return node
+
+    def _attach_files(self, image: Image, location: Location, mode: Mode) -> None:
+        """Open the further files that the image names: plain files, never what looks like a protocol; options
+        ``extents.N`` may say how."""
+        make_room(len(image.files))
+        opened: list[Storage] = []
+        try:
+            for number, name in enumerate(image.files):
+                options = location.take_child(f"extents.{number}")
+                options = {"driver": "file", **options, "filename": beside(image.file, name)}
+                child = self.child(Location(None, options), mode, named_by=image.file.name)
+                opened.append(child.storage)
+                child.storage.lock(*self._locks(mode, raw=False))
+            image.attach_files(opened)
+        except BaseException:
+            for storage in opened:
+                storage.close()
+            raise
 
     def _given_data_file(self, location: Location, mode: Mode) -> Node | None:
         """Open the external data file that the options describe, None where they do not."""
@@ -430,6 +454,15 @@ class Builder:
 
 def _probe_content(sector: bytes) -> str:
     return probe(sector, "")
+
+
+def beside(file: Storage, name: str) -> str:
+    """The path of a plain file called `name` in an image file. Raises LocationError."""
+    if name.startswith("/"):
+        return name
+    if file.driver not in _LOCAL and not hasattr(file, "disk"):
+        raise LocationError(f"Cannot use relative paths with the descriptor file '{file.name}'")
+    return file.name[: file.name.rfind("/") + 1] + name
 
 
 def is_protocol(driver: str) -> bool:

@@ -262,6 +262,8 @@ def _file_names(disk: Disk) -> Iterator[str]:
         yield image.file.name
         if image.data_file is not None:
             yield image.data_file.name
+        for _, storage in image.attached():
+            yield storage.name
         below = getattr(image.file, "disk", None)  # where an image stands on another one
         if below is not None:
             yield from _file_names(below)

@@ -14,7 +14,7 @@ from qimg.errors import (
     QimgError,
     StorageError,
 )
-from qimg.graph.open import ImageSpec, open_disk, resolve_relative, target
+from qimg.graph.open import ImageSpec, Target, open_disk, resolve_relative, target
 from qimg.jobs.create import check_backing, create_image, find_format, plan_target
 from qimg.jobs.engine import Meter, default_workers, run
 from qimg.jobs.plan import Policy, chunks, plan_copy
@@ -217,7 +217,7 @@ class _Conversion:
             sparse=0 if request.copy_offload else request.sparse_size,
             clear=clear,
             under=under,
-            compress=request.compress and image.can_compress,
+            compress=(request.compress and image.can_compress) or image.must_compress,
             ordered=not request.out_of_order and image.cluster_size is not None,
             offload=request.copy_offload,
             salvage=self._salvaged if request.salvage else None,
@@ -297,7 +297,7 @@ class _NewTarget(_Conversion):
             raise _prefixed(failing, error) from error
         under = self._open_under(plan)
         try:
-            image = create_image(plan, context=self.context, cache=self.request.cache)
+            image = create_image(plan, context=self.context, cache=self.request.cache, filling=True)
         except QimgError as error:
             raise _prefixed(failing, error) from error
         self.opened.add(image)
@@ -324,6 +324,8 @@ class _NewTarget(_Conversion):
         places = [plan.place]
         if "data_file" in plan.values:
             places.append(target(str(plan.values["data_file"]), context=self.context))
+        further = plan.driver.further_files(plan.name, plan.size, plan.values)
+        places += [Target(name, "file", name) for name in further]
         for place in places:
             if any(place.is_part_of(disk) for disk in self.source.disks):
                 raise LockError(
@@ -369,6 +371,7 @@ class _NewTarget(_Conversion):
             raise OptionError("Compression and preallocation not supported at the same time")
         if "data_file" in plan.values:
             raise OptionError("Compression and an external data file not supported at the same time")
+        plan.driver.validate_compress(plan.values)
 
     def _open_under(self, plan: CreatePlan) -> Disk | None:
         """The new image's backing disk: what partly written clusters are filled up from."""

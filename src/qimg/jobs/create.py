@@ -10,18 +10,19 @@ from qimg.graph.open import (
     WRITE_EXCLUSIVE,
     WRITE_SHARED,
     ImageSpec,
+    Target,
     open_disk,
     resolve_relative,
     target,
 )
 from qimg.options import BOOL, NUM, SIZE
+from qimg.storage.handles import make_room
 from qimg.units import SECTOR, UINT64_MAX, round_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qimg.context import Context
     from qimg.formats.base import Format, Image
-    from qimg.graph.open import Target
     from qimg.options import Option, Value
     from qimg.storage.base import Storage
 
@@ -68,6 +69,7 @@ class CreatePlan:
         self.options = merged_options(format, place)
         self.size = 0
         self.values: dict[str, Value] = {}
+        self.made: list[Target] = []  # further files
         self.texts: dict[str, str] = {}
 
     @property
@@ -96,6 +98,11 @@ class CreatePlan:
         return str(value).replace(",", ",,")
 
     requested = 0
+
+    def remove_new(self) -> None:
+        """After a failure: delete the files that were not there before. Never raises."""
+        for place in (self.place, *self.made):
+            place.remove_if_new()
 
     def set_size(self, size: int) -> None:
         """Guest bytes as asked for; whole sectors are made."""
@@ -217,13 +224,15 @@ def run_create(plan: CreatePlan, *, context: Context) -> None:
             image.flush()
         except BaseException:
             image.abandon()
-            plan.place.remove_if_new()
+            plan.remove_new()
             raise
 
 
-def create_image(plan: CreatePlan, *, context: Context, cache: str = "writeback") -> Image:
+def create_image(
+    plan: CreatePlan, *, context: Context, cache: str = "writeback", filling: bool = False
+) -> Image:
     """The planned image, new, empty and open for writing with this cache mode; `Image.flush` makes it
-    valid."""
+    valid. `filling`: see `CreateHelp`."""
     values = {key: value for key, value in plan.values.items() if key != "size"}
     plan.driver.validate_create(plan.size, values)
 
@@ -237,17 +246,34 @@ def create_image(plan: CreatePlan, *, context: Context, cache: str = "writeback"
 
     storage = plan.place.create(values, context, cache=cache, check=check_place)
 
-    def open_data_file(name: str, size: int, preallocation: str) -> Storage:
-        data = target(name, context=context).create({}, context, cache=cache)
+    def make(place: Target, size: int, preallocation: str = "off") -> Storage:
+        made = place.create({}, context, cache=cache)
+        plan.made.append(place)
         try:
-            data.resize(size, preallocation)
+            made.resize(size, preallocation)
         except BaseException:
-            data.close()
+            made.close()
             raise
-        return data
+        return made
 
+    def open_data_file(name: str, size: int, preallocation: str) -> Storage:
+        return make(target(name, context=context), size, preallocation)
+
+    def open_file(name: str, size: int) -> Storage:
+        make_room(2 * len(plan.made))
+        made = make(Target(name, "file", name), size)
+        made.lock(*WRITE_EXCLUSIVE)
+        return made
+
+    help = CreateHelp(
+        context,
+        open_data_file,
+        open_file=open_file,
+        backing_id=lambda: _backing_id(plan, context),
+        filling=filling,
+    )
     try:
-        image = plan.driver.create(storage, plan.size, values, CreateHelp(context, open_data_file))
+        image = plan.driver.create(storage, plan.size, values, help)
         if storage.fixed_size and not storage.size and image.cluster_size is not None:
             # A character device swallows what is written; an image must be there afterwards.
             raise NotSupported(f"Image is not in {plan.format} format")
@@ -255,5 +281,17 @@ def create_image(plan: CreatePlan, *, context: Context, cache: str = "writeback"
         return image
     except BaseException:
         storage.close()
-        plan.place.remove_if_new()
+        plan.remove_new()
         raise
+
+
+def _backing_id(plan: CreatePlan, context: Context) -> int | None:
+    """What the planned image has to record of its backing file's content. Raises QimgError."""
+    recorded = plan.values.get("backing_fmt")
+    spec = ImageSpec(
+        resolve_relative(plan.name, str(plan.values["backing_file"])),
+        format=None if recorded is None else str(recorded),
+        force_share=True,
+    )
+    with open_disk(spec, context=context, backing=False) as disk:
+        return disk.top.content_id

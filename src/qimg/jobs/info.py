@@ -51,7 +51,7 @@ def describe(layer: Layer) -> ImageInfo:
     """What `info` tells of one opened image."""
     image = layer.image
     found = ImageInfo(layer.filename, image.format_name, image.size)
-    found.actual_size = image.file.allocated_bytes()
+    found.actual_size = _actual_size(image)
     found.cluster_size = image.cluster_size
     found.encrypted = image.encrypted
     found.dirty = image.dirty
@@ -66,9 +66,18 @@ def describe(layer: Layer) -> ImageInfo:
         # What shows the bytes of its file as they are says of itself what the file says.
         found.cluster_size = below.cluster_size
         found.dirty = below.dirty
+    for name, storage in reversed(image.attached()):
+        found.children.append((name, describe_storage(storage)))
     if not _is_protocol(image):
         found.children.append(("file", below))
     return found
+
+
+def _actual_size(image: Image) -> int | None:
+    """Host bytes in use by the image's file and those attached to it."""
+    used = [image.file.allocated_bytes(), *(storage.allocated_bytes() for _, storage in image.attached())]
+    known = [size for size in used if size is not None]
+    return sum(known) if len(known) == len(used) else None
 
 
 def _is_protocol(image: Image) -> bool:

@@ -120,4 +120,5 @@ def map_extents(
 
     Raises OpenError, MetadataError."""
     with open_disk(spec, context=context, raw_shares_all=True) as disk:
+        disk.tells_all = True
         yield from disk_map(disk, start, length)
