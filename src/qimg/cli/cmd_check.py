@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import monotonic
+
 from qimg.cli.common import (
     CommandError,
     Session,
@@ -29,6 +31,9 @@ _LONG = {
 CORRUPT = 2
 LEAKS = 3
 CANNOT_CHECK = 63
+#: Findings, and seconds, after which findings are shown.
+_MOST_LINES = 1000
+_WAIT = 0.1
 
 
 class Request:
@@ -42,6 +47,33 @@ class Request:
         self.quiet = False
         self.image_opts = False
         self.force_share = False
+
+
+class Findings:
+    """What a check finds, on its way to stderr. A broken image has millions of lines to tell, so they go out
+    together, but none waits long."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._lines: list[str] = []
+        self._shown = 0.0  # when lines went out last
+
+    def show(self, finding: str) -> None:
+        """One finding, a line."""
+        from qimg.findings import ErrorFinding
+
+        if isinstance(finding, ErrorFinding):
+            finding = f"{self._session.console.name}: {finding}"
+        self._lines.append(finding)
+        if len(self._lines) >= _MOST_LINES or monotonic() - self._shown > _WAIT:
+            self.flush()
+
+    def flush(self) -> None:
+        """Let out what is there."""
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._session.console.remark("\n".join(lines))
+            self._shown = monotonic()
 
 
 def run(session: Session, words: list[str]) -> int:
@@ -117,24 +149,15 @@ def _check(
         cache=request.cache,
         force_share=request.force_share,
     )
+    findings = Findings(session)
     try:
-        outcome = check(
-            spec, report=lambda line: _show(session, line), context=session.context, fix=request.repair
-        )
+        outcome = check(spec, report=findings.show, context=session.context, fix=request.repair)
     except NotSupported as error:
         session.console.error(str(error), error.hint)
         return CANNOT_CHECK, None, None
+    finally:
+        findings.flush()
     return _code(outcome.result), outcome.result, check_object(outcome, name)
-
-
-def _show(session: Session, finding: str) -> None:
-    """One finding, at once: they go to stderr, whatever becomes of the rest."""
-    from qimg.findings import ErrorFinding
-
-    if isinstance(finding, ErrorFinding):
-        session.console.error(finding)
-    else:
-        session.console.remark(finding)
 
 
 def _code(result: CheckResult) -> int:

@@ -76,7 +76,7 @@ class TableScan:
         self.span = (0, 0)
         self.allocated = self.compressed = self.fragmented = 0
 
-    def _words(self, raw: bytearray) -> tuple[Words, Words | None]:
+    def _words(self, raw: bytearray | memoryview) -> tuple[Words, Words | None]:
         words = np.frombuffer(raw, dtype=">u8").astype(np.uint64)
         return (words[0::2], words[1::2]) if self.extended else (words, None)
 
@@ -240,6 +240,19 @@ class TableScan:
             here = (place >= start) & (place < start + len(stored))
             place, flag = place[here], flag[here]
         return bool(((stored[place - start] == 1) == flag).all())
+
+    def suspects(self, raw: bytearray | memoryview, stored: Counts, start: int, clusters: int) -> list[int]:
+        """Numbers of the entries of the table `raw` that `copied` may object to."""
+        words, _bitmap = self._words(raw)
+        flag = (words & _COPIED) != 0
+        place = ((words & _OFFSET) >> self.bits).astype(np.int64)
+        looked_at = self._placed(words, words & _OFFSET, (words & _COMPRESSED) != 0)
+        if self.data_file:
+            return np.flatnonzero(looked_at & ~flag).tolist()
+        here = looked_at & (place >= start) & (place < min(start + len(stored), clusters))
+        wrong = looked_at & (place >= clusters)
+        wrong[here] = (stored[place[here] - start] == 1) != flag[here]
+        return np.flatnonzero(wrong).tolist()
 
     def _run_copied(self, word: int, length: int, stored: Counts, start: int, clusters: int) -> bool:
         flag = bool(word >> 63)

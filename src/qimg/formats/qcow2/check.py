@@ -43,7 +43,7 @@ from qimg.formats.qcow2.structs import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from qimg.formats.qcow2.counts import Counts
     from qimg.formats.qcow2.image import Qcow2Image
@@ -498,11 +498,14 @@ class Checker:
             self.warn_corrupt(error)
             return _UNREADABLE
 
-    def check_copied_l2(self, raw: bytes | bytearray | memoryview, table: int) -> None:
-        """The COPIED bits of one table of the active state, at host offset `table`, entry by entry."""
+    def check_copied_l2(
+        self, raw: bytes | bytearray | memoryview, table: int, numbers: Iterable[int] | None = None
+    ) -> None:
+        """The COPIED bits of one table of the active state, at host offset `table`, entry by entry; only of
+        the entries `numbers` where the others are known to be right."""
         words = unpack(f">{len(raw) // 8}Q", raw)
         step = 2 if self.geometry.extended else 1
-        for at in range(0, len(words), step):
+        for at in range(0, len(words), step) if numbers is None else (step * number for number in numbers):
             word = words[at]
             if not word or word & L2_COMPRESSED or not self.has_place(word):
                 continue

@@ -424,4 +424,5 @@ class VectorCopied(_Batches):
             return
         self.spans.done(*_EVERYTHING)
         for table, part in zip(tables, self.each(raw), strict=True):
-            self.checker.check_copied_l2(part, table)
+            some = scan.suspects(part, counts.counts, counts.start, self.checker.clusters)
+            self.checker.check_copied_l2(part, table, some)

@@ -31,12 +31,13 @@ from qimg.formats.qcow2.structs import (
     COPIED,
     INCOMPAT_CORRUPT,
     INCOMPAT_DIRTY,
+    MAX_REFCOUNT_TABLE_BYTES,
     Header,
 )
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import TypeVar
 
     from qimg.formats.qcow2.image import Qcow2Image
@@ -113,6 +114,7 @@ class Repairer(Checker):
         self._names: TableNames | None = None
         self._freed: list[tuple[int, int]] = []
         self._rewrite_snapshots = False
+        self._in_snapshot_table = 0  # corruptions that are none of the counts
         #: Which of the WATCHED clusters from the end of the file on something refers to.
         self.behind = bytearray()
         self._old_stop = self.clusters + 1  # clusters that the first walk counts
@@ -124,12 +126,14 @@ class Repairer(Checker):
         self._plain = plain
         self._tidy_header()
         self._read_snapshots()
+        self._in_snapshot_table = self.result.corruptions
         self._look()
         if self.must_rebuild:
             self._rebuild()
         elif any(self._compared):
             self._fix_counts()
-        if self.fix_all or not (self.result.corruptions or self.result.check_errors):
+        table = self._in_snapshot_table
+        if self.fix_all or not (self.result.corruptions - table or self.result.check_errors):
             self._fix_copied()
             self._lower()
         else:
@@ -165,12 +169,13 @@ class Repairer(Checker):
         """Count anew when clusters are looked at the next time."""
         self._whole = False
 
-    def _silently(self, work: Callable[[], None]) -> None:
-        """Do `work`, whose findings are known."""
+    def _silently(self, work: Callable[[], None]) -> bool:
+        """Do `work`, whose findings are known; whether they demand a rebuild."""
         kept = self.result, self.report, self.first, self.must_rebuild
         self.result, self.report, self.first = CheckResult(), _ignore, False
         try:
             work()
+            return self.must_rebuild
         finally:
             self.result, self.report, self.first, self.must_rebuild = kept
 
@@ -179,7 +184,20 @@ class Repairer(Checker):
             self._compare_here()
         if self.clusters >= self._old_stop:
             self._compare_grown()
-            self.recount()
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """The file has grown over places that were not counted."""
+        self.recount()
+        for counts in () if self.must_rebuild else self._partitions(self._plain):
+            self.counts = counts
+            if self._silently(self._compare_counted):
+                self.must_rebuild = True
+                break
+
+    def _compare_counted(self) -> None:
+        self._walk()
+        self._compare(load=False)
 
     def _compare_here(self) -> None:
         result = self.result
@@ -238,7 +256,9 @@ class Repairer(Checker):
         if size >> 63:
             return "Invalid argument"
         try:
-            if -(-size // self.cluster_size) > MAX_CLUSTERS:
+            # More than a refcount table can describe would leave an image that nobody can open.
+            most = min(MAX_REFCOUNT_TABLE_BYTES // 8 * self.stored.per_block, MAX_CLUSTERS)
+            if -(-size // self.cluster_size) > most:
                 raise StorageError(f"Could not resize file: {os.strerror(EFBIG)}", errno=EFBIG)
             self.file.resize(size)
         except StorageError as error:
@@ -288,15 +308,23 @@ class Repairer(Checker):
         self.result.corruptions -= self._compared[0]
         self.result.leaks -= self._compared[1]
         self.result.check_errors -= self._compared[2]
+        self._mend_counts()
+
+    def _mend_counts(self) -> bool:
+        """Raise what is too low, as far as there are blocks for it, and tell of all that is wrong. Whether
+        all is right then, or too high."""
         raised = False
+        fits = True
         for _ in self.walked():
             for start, stop, raw in self.stored_blocks():
                 for cluster, stored, references in self.counts.compare(start, stop, raw):
                     self._mend(cluster, stored, references)
+                    fits = fits and (raw is not None or stored > references)
                 if self.fix_all and raw is not None:
                     raised = self._store(start, self.counts.mended(start, stop, raw, lower=False)) or raised
         if raised:
             self.file.flush()
+        return fits
 
     def _mend(self, cluster: int, stored: int, references: int) -> None:
         if stored < references and not self.fix_all:
@@ -304,6 +332,7 @@ class Repairer(Checker):
             return
         self.report(f"Repairing cluster {cluster} refcount={stored} reference={references}")
         if stored > references:
+            self._too_high = True
             self.result.leaks_fixed += 1
         else:
             self.result.corruptions_fixed += 1
@@ -328,19 +357,15 @@ class Repairer(Checker):
         old = self.result
         rebuild(self)
         self._begin_again()
-        broken = False
-        for _ in self.walked():
-            for start, stop, raw in self.stored_blocks():
-                for cluster, stored, references in self.counts.compare(start, stop, raw):
-                    broken = broken or stored < references
-                    self._too_high = True
-                    self.report(f"Repairing cluster {cluster} refcount={stored} reference={references}")
-        if broken or self.must_rebuild:
+        # Too low is only what the old header was taken for, where a table is said to lie over it.
+        fits = self._mend_counts()
+        if self.must_rebuild or not fits:
             self.report("ERROR rebuilt refcount structure is still broken")
-            raise failed(EIO)
+            self.result.corruptions += 1
+        # What the old structures took is no finding of its own.
         result = self.result
-        result.corruptions_fixed += old.corruptions_fixed + max(old.corruptions - result.corruptions, 0)
-        result.leaks_fixed += old.leaks_fixed + old.leaks
+        result.corruptions_fixed = old.corruptions_fixed + max(old.corruptions - result.corruptions, 0)
+        result.leaks_fixed = old.leaks_fixed + old.leaks
 
     def _begin_again(self) -> None:
         self.stored = StoredCounts(self.file, self.header)
@@ -407,8 +432,10 @@ class Repairer(Checker):
                 return references
         return super().count_here(cluster)
 
-    def check_copied_l2(self, raw: bytes | bytearray | memoryview, table: int) -> None:
-        super().check_copied_l2(raw, table)
+    def check_copied_l2(
+        self, raw: bytes | bytearray | memoryview, table: int, numbers: Iterable[int] | None = None
+    ) -> None:
+        super().check_copied_l2(raw, table, numbers)
         self._write_entries("L2")
 
     def wrong_l1_copied(self, index: int, word: int, count: int) -> None:
