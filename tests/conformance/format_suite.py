@@ -53,6 +53,12 @@ class FormatSuite:
     creates = True
     #: Qimg can store data compressed in images of these variants.
     compresses = False
+    #: The real program can open what it creates with size 0.
+    real_opens_empty = True
+    #: The real program can measure the format.
+    real_measures = True
+    #: What opening something else as this format says (regular expression).
+    refusal: ClassVar[str | None] = None
 
     # -- helpers
 
@@ -118,9 +124,11 @@ class FormatSuite:
             pytest.skip("images of this format cannot be made")
         path = tmp_path / "new"
         qimg.create(path, format=self.format, size=size, options=self.options(variant))
-        self.sound_for_real(path)
         found = qimg.info(path, format=self.format)
         assert (found.format, found.virtual_size) == (self.format, sectors(size))
+        if not size and not self.real_opens_empty:
+            return
+        self.sound_for_real(path)
         assert f"({sectors(size)} bytes)" in run_real(["info", "-f", self.format, path]).ok().out
         zeros = tmp_path / "zeros.raw"
         zeros.write_bytes(b"")
@@ -140,8 +148,9 @@ class FormatSuite:
         os.truncate(source, size)
         path = tmp_path / "new"
         qimg.convert(source, path, source_format="raw", format=self.format, options=self.options(variant))
-        self.sound_for_real(path)
-        self.same_for_real(path, source)
+        if size or self.real_opens_empty:
+            self.sound_for_real(path)
+            self.same_for_real(path, source)
         with qimg.open(path, format=self.format) as disk:
             assert disk.size == sectors(size)
             assert disk.read(0, disk.size) == source.read_bytes().ljust(disk.size, b"\0")
@@ -212,6 +221,8 @@ class FormatSuite:
     def test_content_of_any_size_is_read_as_the_real_program_wrote_it(
         self, tmp_path: Path, variant: str, size: int
     ) -> None:
+        if not size and not self.real_opens_empty:
+            pytest.skip("the real program makes nothing that it could open")
         layout = (LAYOUT * 3)[: -(-size // (64 * KIB))]
         source = write_raw(tmp_path / "source.raw", layout, size=sectors(size))
         path = self.real_image(tmp_path, source, variant)
@@ -387,7 +398,7 @@ class FormatSuite:
             with qimg.open(path, format="raw") as disk:
                 assert disk.read(0, disk.size) == path.read_bytes()
             return
-        with pytest.raises(QimgError, match=f"not in {self.format} format"):
+        with pytest.raises(QimgError, match=self.refusal or f"not in {self.format} format"):
             qimg.open(path, format=self.format)
 
     # -- what the commands say of it
@@ -397,6 +408,8 @@ class FormatSuite:
     ) -> None:
         if not self.driver.can_measure:
             pytest.skip("cannot be measured")
+        if not self.real_measures:
+            pytest.skip("only qimg measures it; the format's own tests hold it to what convert makes")
         words = ["measure", "-f", "raw", "-O", self.format, *(["-o", variant] if variant else []), source]
         expected = run_real(words).ok().lines
         found = qimg.measure(source, format="raw", output_format=self.format, options=self.options(variant))

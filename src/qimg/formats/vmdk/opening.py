@@ -49,7 +49,7 @@ def _open_sparse(file: Storage, *, writable: bool) -> VmdkImage:
     place = DescriptorPlace.embedded(file, first)
     if not first.capacity and first.descriptor_offset:
         # Only text, as ESX writes it, unless it describes this very file: then the disk has no bytes.
-        found = place.parse(extents=True)
+        found = place.parse(extents=False)
         if found.create_type not in (text.MONOLITHIC_SPARSE, text.STREAM):
             return _open_text(file, place, writable=writable)
     _header, geometry = parse_sparse(file, writable=writable)
