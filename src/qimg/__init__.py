@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qimg.api import apply_snapshot as apply_snapshot
     from qimg.api import bitmaps as bitmaps
     from qimg.api import change_bitmap as change_bitmap
+    from qimg.api import bench as bench
     from qimg.api import check as check
     from qimg.api import compare as compare
     from qimg.api import convert as convert
@@ -59,6 +60,7 @@ _API = (
     "apply_snapshot",
     "bitmaps",
     "change_bitmap",
+    "bench",
     "check",
     "compare",
     "convert",

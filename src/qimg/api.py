@@ -9,6 +9,7 @@ from qimg.context import Context
 from qimg.errors import QimgError
 from qimg.graph.open import ImageSpec, open_disk
 from qimg.jobs import amend as _amend
+from qimg.jobs import bench as _bench
 from qimg.jobs import bitmap as _bitmap
 from qimg.jobs import check as _check
 from qimg.jobs import compare as _compare
@@ -232,6 +233,44 @@ def convert(
         cache=cache,
     )
     _convert.convert(request, progress=_progress(progress), cancelled=cancelled, context=context or Context())
+
+
+def bench(
+    where: Where,
+    *,
+    count: int = _bench.COUNT,
+    depth: int = _bench.DEPTH,
+    size: int = _bench.SIZE,
+    step: int = 0,
+    offset: int = 0,
+    write: bool = False,
+    pattern: int = 0,
+    flush_interval: int = 0,
+    drain: bool = True,
+    format: str | None = None,
+    share: bool = False,
+    cache: str = "writeback",
+    native: bool = False,
+    context: Context | None = None,
+) -> float:
+    """Send `count` requests of `size` bytes, `depth` at once, to the image at `where`, the first at `offset`,
+    each `step` bytes (0: `size`) behind the one before, in bytes; the seconds that took. With `write` they
+    overwrite the guest's bytes with the value `pattern`, with a flush after every `flush_interval` of them.
+
+    Raises StorageError where a request fails, and other QimgErrors."""
+    request = _bench.BenchRequest(
+        ImageSpec(os.fspath(where), format=format, cache=cache, force_share=share, native=native),
+        count=count,
+        depth=depth,
+        size=size,
+        step=step,
+        offset=offset,
+        write=write,
+        pattern=pattern,
+        flush_interval=flush_interval,
+        drain=drain,
+    )
+    return _bench.bench(request, context=context or Context())
 
 
 def dd(

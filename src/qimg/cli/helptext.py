@@ -7,6 +7,10 @@ from qimg.formats import registry as formats
 from qimg.storage import registry as storages
 
 SYNTAX = {
+    "bench": (
+        "[-c count] [-d depth] [-f fmt] [--flush-interval=flush_interval] [-i aio] [-n] [--no-drain] "
+        "[-o offset] [--pattern=pattern] [-q] [-s buffer_size] [-S step_size] [-t cache] [-w] [-U] filename"
+    ),
     "bitmap": (
         "(--merge source | --add | --remove | --clear | --enable | --disable)... [-b source_file "
         "[-F source_fmt]] [-g granularity] [--object objectdef] [--image-opts | -f fmt] filename bitmap"
@@ -60,6 +64,7 @@ SYNTAX = {
 }
 
 SUMMARIES = {
+    "bench": "measure how long requests to an image take",
     "bitmap": "change the persistent dirty bitmaps of an image, in the order of the options",
     "amend": "change options of creation in an image that exists",
     "resize": "change the size of the guest's disk",
@@ -76,6 +81,23 @@ SUMMARIES = {
 
 #: What the options of one command mean: (option, sentence lines).
 OPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
+    "bench": (
+        ("-c count", "requests in all (default 75000)"),
+        ("-d depth", "requests at the same time (default 64)"),
+        ("-f fmt", "format of the image; found out if not given"),
+        ("--flush-interval", "flush after so many write requests"),
+        ("-i aio", "threads, native or io_uring; native wants a cache mode without page cache"),
+        ("-n", "the same as -i native"),
+        ("--no-drain", "do not wait for the requests in flight before a flush"),
+        ("-o offset", "where the first request begins, in bytes"),
+        ("--pattern", "value of the bytes that are written (default 0)"),
+        ("-s buffer_size", "bytes of a request (default 4k)"),
+        ("-S step_size", "bytes from the beginning of a request to the next one's (default: buffer_size)"),
+        ("-t cache", "cache mode of the image"),
+        ("-w", "write, and so change the image; without it, read"),
+        ("-q", "has no effect: the result is what is asked for"),
+        ("-U, --force-share", "go ahead while another process writes to the image; not with -w"),
+    ),
     "bitmap": (
         ("--add, --remove", "add a bitmap, which records from now on; remove it"),
         ("--clear", "set all its bits to clean"),

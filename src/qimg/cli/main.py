@@ -23,7 +23,7 @@ COMPATIBLE = "10.0.0"
 # name -> "module:function" taking (session, words) and returning the exit code; None: known, not written yet.
 COMMANDS: dict[str, str | None] = {
     "amend": "qimg.cli.cmd_amend:run",
-    "bench": None,
+    "bench": "qimg.cli.cmd_bench:run",
     "bitmap": "qimg.cli.cmd_bitmap:run",
     "check": "qimg.cli.cmd_check:run",
     "commit": None,

@@ -97,10 +97,11 @@ class Mode:
     """How a node is opened; its children inherit this, changed by their own options.
 
     `writable` and `force_share` as everywhere; `direct`, `sync`, `no_flush` make up the cache mode;
-    `discard` lets discards through; `blocked`: a node's options forbid the writing that is wanted.
+    `discard` lets discards through; `blocked`: a node's options forbid the writing that is wanted;
+    `native`: files that do not say otherwise are used with the kernel's asynchronous I/O (``-n``).
     """
 
-    __slots__ = ("blocked", "direct", "discard", "force_share", "no_flush", "sync", "writable")
+    __slots__ = ("blocked", "direct", "discard", "force_share", "native", "no_flush", "sync", "writable")
 
     def __init__(self, *, writable: bool, force_share: bool, cache: str) -> None:
         if cache not in _CACHE:
@@ -110,6 +111,7 @@ class Mode:
         self.direct, self.sync, self.no_flush = _CACHE[cache]
         self.discard = True
         self.blocked = False
+        self.native = False
 
     @property
     def cache(self) -> str:
@@ -393,6 +395,8 @@ class Builder:
         values = take_typed(location, [option for option in options if named or option.name != "filename"])
         if filename is not None:
             values["filename"] = filename = strip_prefix(driver, filename)
+        if mode.native and any(option.name == "aio" for option in options):
+            values.setdefault("aio", "native")
         if named_by is not None:
             self.gate.check(driver, str(values.get("filename", "")), named_by)
         self._finish_options(location, mode)

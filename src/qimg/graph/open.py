@@ -75,9 +75,10 @@ class ImageSpec:
     format      forces the format of the top image (``-f``); None: what the description says, else probed.
     cache       none, off, writeback, writethrough, directsync, unsafe.
     force_share ``-U``.
+    native      ``-n`` of bench: the kernel's asynchronous I/O, which wants a cache mode without page cache.
     """
 
-    __slots__ = ("cache", "force_share", "format", "image_opts", "text")
+    __slots__ = ("cache", "force_share", "format", "image_opts", "native", "text")
 
     def __init__(
         self,
@@ -87,12 +88,14 @@ class ImageSpec:
         image_opts: bool = False,
         cache: str = "writeback",
         force_share: bool = False,
+        native: bool = False,
     ) -> None:
         self.text = text
         self.format = format
         self.image_opts = image_opts
         self.cache = cache
         self.force_share = force_share
+        self.native = native
 
 
 def open_disk(
@@ -124,6 +127,7 @@ def open_disk(
     )
     try:
         mode = Mode(writable=writable, force_share=spec.force_share, cache=spec.cache)
+        mode.native = spec.native
         disk = open_chain(builder, location, mode, backing=backing)[0]
         if not (raw_shares_all or writable or for_info or builder.shared):
             _exclude_writers(disk, builder.data_files)

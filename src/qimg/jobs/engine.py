@@ -97,6 +97,86 @@ def run(
     _Run(items, work, meter).execute(workers)
 
 
+def together(
+    work: Callable[[Crew], None], *, workers: int, meeting: Callable[[], None] | None = None
+) -> None:
+    """Call ``work(crew)`` in so many threads (in this one, if it is one) at the same time, until all return.
+
+    For work that costs little beside what `run` does for each item. Each time that all of them have come to
+    ``crew.meet()``, one of them calls `meeting`. The first error is the one that is raised; the others find
+    ``crew.stopped``."""
+    Crew(meeting or (lambda: None)).execute(work, workers)
+
+
+class Crew:
+    """The threads of one `together`."""
+
+    def __init__(self, meeting: Callable[[], None]) -> None:
+        import threading
+
+        self.stopped = False
+        self._threading = threading
+        self._meeting = meeting
+        self._begin = threading.Event()
+        self._barrier = threading.Barrier(1, meeting)
+        self._errors: list[BaseException] = []
+
+    def meet(self) -> None:
+        """Wait for all others to come here, or for an error of one of them."""
+        try:
+            self._barrier.wait()
+        except self._threading.BrokenBarrierError:
+            raise _Stopped from None
+
+    def execute(self, work: Callable[[Crew], None], workers: int) -> None:
+        """Run it all; raise what the work raised first."""
+        threads = self._start(work, workers) if workers > 1 else []
+        if threads:
+            self._barrier = self._threading.Barrier(len(threads), self._meeting)
+        self._begin.set()
+        try:
+            if not threads:
+                self._work(work)
+            for thread in threads:
+                thread.join()
+        except BaseException as error:  # noqa: BLE001 - raised below, when the threads have stopped
+            self._fail(error)
+            for thread in threads:
+                thread.join()
+        if self._errors:
+            raise self._errors[0]
+
+    def _start(self, work: Callable[[Crew], None], workers: int) -> list[threading.Thread]:
+        """As many threads as there is room for, waiting for the beginning."""
+        previous = self._threading.stack_size(_STACK)
+        threads = []
+        try:
+            for number in range(workers):
+                thread = self._threading.Thread(
+                    target=self._work, args=(work,), name=f"qimg-{number}", daemon=True
+                )
+                thread.start()
+                threads.append(thread)
+        except RuntimeError:
+            pass  # No room for another one: go on with those that run.
+        finally:
+            self._threading.stack_size(previous)
+        return threads
+
+    def _work(self, work: Callable[[Crew], None]) -> None:
+        self._begin.wait()
+        try:
+            work(self)
+        except BaseException as error:  # noqa: BLE001 - raised by `execute`
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not isinstance(error, _Stopped):
+            self._errors.append(error)
+        self.stopped = True
+        self._barrier.abort()
+
+
 def lock_and_local() -> tuple[threading.Lock, threading.local]:
     """A lock, and a place for what each worker keeps to itself."""
     import threading

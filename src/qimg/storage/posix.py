@@ -156,6 +156,7 @@ class PosixFile(Storage):
         cls._check_node(filename, create)
         fd = cls._open_node(filename, writable, create, cache)
         try:
+            cls._check_aio(aio, cache)
             cls._check_mode(filename, os.fstat(fd).st_mode)
             os.set_blocking(fd, True)
             new = cls(fd, filename, writable=writable, cache=cache, discard=discard)
@@ -198,6 +199,10 @@ class PosixFile(Storage):
         _check_choice("aio", aio)
         if cache not in CACHE_MODES:
             raise OptionError(f"Invalid cache option: {cache}", option="cache")
+
+    @staticmethod
+    def _check_aio(aio: str, cache: str) -> None:
+        """Whether the cache mode suits this way of asynchronous I/O; for a node that can be opened."""
         if aio == "native" and not CACHE_MODES[cache][0]:
             message = "aio=native was specified, but it requires cache.direct=on, which was not specified."
             raise OptionError(message, option="aio")
