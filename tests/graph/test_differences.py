@@ -34,7 +34,7 @@ def test_a_wrong_value_for_a_null_node_is_an_error_and_no_crash() -> None:
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
-    ("driver", "kind"), [("vmdk", "Format"), ("vdi", "Format"), ("throttle", "Protocol"), ("nbd", "Protocol")]
+    ("driver", "kind"), [("luks", "Format"), ("vdi", "Format"), ("throttle", "Protocol"), ("nbd", "Protocol")]
 )
 def test_what_is_not_written_yet_is_refused_by_name(driver: str, kind: str) -> None:
     text = f"json:{{'driver':'{driver}','file.filename':'a.raw'}}"
@@ -42,8 +42,8 @@ def test_what_is_not_written_yet_is_refused_by_name(driver: str, kind: str) -> N
 
 
 def test_an_image_of_a_format_not_written_yet_never_passes_for_raw(work: Path) -> None:
-    (work / "x").write_bytes(b"KDMV" + bytes(508))
-    assert _message("x") == "Format 'vmdk' is not supported yet"
+    (work / "x").write_bytes(b"LUKS\xba\xbe\0\x01" + bytes(504))
+    assert _message("x") == "Format 'luks' is not supported yet"
 
 
 @pytest.mark.usefixtures("folder")

@@ -204,8 +204,14 @@ def _refused(row: int, reason: str, line: str) -> Different:
 
 DIFFERENT: dict[str, Different] = {
     "measure -O luks --size 1G": _refused(0, LATER, "Format 'luks' is not supported yet"),
-    "measure -O vmdk --size 1G": _refused(0, LATER, "Format 'vmdk' is not supported yet"),
     "measure -O vdi --size 1G": _refused(0, LATER, "Format 'vdi' is not supported yet"),
+    "measure -O vmdk --size 1G": Different(
+        0,
+        "every format that can be written can be measured",
+        0,
+        "",
+        "required size: 196608\nfully allocated size: 1073938432\n",
+    ),
     "measure -O file --size 1G": _refused(40, "a storage is no format", "Unknown file format 'file'"),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qimg.context import Notice
-from qimg.errors import NotSupported, OptionError, QimgError
+from qimg.errors import NotSupported, OpenError, OptionError, QimgError
 from qimg.formats import registry
 from qimg.formats.base import CreateHelp
 from qimg.graph.open import (
@@ -293,5 +293,8 @@ def _backing_id(plan: CreatePlan, context: Context) -> int | None:
         format=None if recorded is None else str(recorded),
         force_share=True,
     )
-    with open_disk(spec, context=context, backing=False) as disk:
-        return disk.top.content_id
+    try:
+        with open_disk(spec, context=context, backing=False) as disk:
+            return disk.top.content_id
+    except OpenError as error:
+        raise QimgError(str(error.reason), hint=error.hint) from error
