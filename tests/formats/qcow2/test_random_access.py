@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from qimg.errors import CorruptImage, QimgError
+from qimg.formats.qcow2 import live_refcounts, live_tables
 from support import crash, model
 from support.build import build, content, io
 from support.model import KINDS, Guest, assert_holds, change
@@ -37,6 +38,21 @@ def test_any_changes_leave_a_clean_image_of_the_right_content(name: str, seed: i
     after = crash.Contents.of(tmp_path, ["image"])
     assert after.snapshots == before.snapshots
     assert guest.notices == []
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.cluster <= 16384])
+def test_tables_that_leave_memory_come_back_as_they_are(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_tables, "_CACHE", 2000)
+    monkeypatch.setattr(live_refcounts, "_CACHE", 1000)
+    path = model.prepare(tmp_path, name, 9)
+    chance = random.Random(9)
+    with Guest(path) as guest:
+        for _ in range(40):
+            change(guest, chance, "wwwwzdpf")
+            assert guest.read() == guest.content
+    assert_holds(path, guest.content)
 
 
 # -- where new clusters come from
