@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 # name -> "module:class"; None: known by name and signature, not written yet.
 FORMATS: dict[str, str | None] = {
-    "bochs": None,
-    "cloop": None,
-    "dmg": None,
+    "bochs": "qimg.formats.bochs:Bochs",
+    "cloop": "qimg.formats.cloop:Cloop",
+    "dmg": "qimg.formats.dmg:Dmg",
     "luks": None,
     "parallels": None,
     "qcow": None,
@@ -23,7 +23,7 @@ FORMATS: dict[str, str | None] = {
     "qed": None,
     "raw": "qimg.formats.raw:Raw",
     "vdi": None,
-    "vhdx": None,
+    "vhdx": "qimg.formats.vhdx.format:Vhdx",
     "vmdk": "qimg.formats.vmdk.format:Vmdk",
     "vpc": None,
 }
