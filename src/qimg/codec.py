@@ -26,6 +26,9 @@ many threads at once (the libraries release the interpreter lock).
 
 ``zstd``
     Level 3, with content size, without checksum.
+
+`unpack` decodes a whole stream, from its beginning to its end, of formats that are only read: ``zlib``,
+``bzip2``, ``xz``, ``lzfse`` and ``adc``.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from qimg.records import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any, NamedTuple
 
     from qimg.storage.base import Bytes
@@ -193,3 +196,114 @@ _MAKERS: dict[str, Callable[[], Codec]] = {
 def compress_deflate(data: Bytes) -> bytes:
     """`data` as raw deflate (see above for level and speed)."""
     return codec("deflate").compress(data)
+
+
+# -- whole streams
+
+#: Memory for one xz stream: what its dictionary may take.
+_XZ_MEMORY = 96 << 20
+
+
+def unpack(name: str, pieces: Iterable[Bytes], out: memoryview) -> None:
+    """Fill `out` with the stream called `name` (see above) that `pieces` make up. Its content has to end
+    where `out` does, and its checksum to be right; what follows the stream is ignored. Pure.
+
+    Raises CodecError."""
+    maker = _STREAMS.get(name)
+    if maker is not None:
+        _unpack_stream(*maker(), pieces, out)
+        return
+    from struct import error
+
+    decode = _whole_decoder(name)
+    try:
+        out[:] = decode(b"".join(pieces), len(out))
+    except IndexError:
+        raise CodecError("Invalid compressed data: it ends too early") from None
+    except (ValueError, error) as reason:
+        raise CodecError(f"Invalid compressed data: {reason}") from None
+
+
+def _whole_decoder(name: str) -> Callable[[bytes, int], bytes]:
+    if name == "adc":
+        from qimg.adc import decode
+    else:
+        from qimg.lzfse import decode
+    return decode
+
+
+def _unpack_stream(stream: Any, failure: type[Exception], pieces: Iterable[Bytes], out: memoryview) -> None:
+    at = 0
+    try:
+        for piece in pieces:
+            more = True
+            while more and not stream.eof:
+                part = stream.decompress(piece, len(out) - at + 1)
+                if at + len(part) > len(out):
+                    raise CodecError(f"Compressed data gives more than {len(out)} bytes")
+                out[at : at + len(part)] = part
+                at += len(part)
+                piece = b""
+                more = not stream.needs_input
+            if stream.eof:
+                break
+    except failure as error:
+        raise CodecError(f"Invalid compressed data: {error}") from None
+    if not stream.eof:
+        raise CodecError("Invalid compressed data: it ends too early")
+    if at != len(out):
+        raise _short(at, len(out))
+
+
+def _zlib_stream() -> tuple[Any, type[Exception]]:
+    try:
+        from isal import igzip_lib
+    except ImportError:
+        import zlib
+
+        return _ZlibStream(zlib.decompressobj()), zlib.error
+    failure: type[Exception] = igzip_lib.error  # type: ignore[assignment]  # a class, whatever the stub says
+    return igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_ZLIB), failure
+
+
+class _ZlibStream:
+    """zlib's object with the interface that the others have."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._rest = b""
+
+    @property
+    def eof(self) -> bool:
+        """The stream's end has been seen."""
+        return bool(self._inner.eof)
+
+    @property
+    def needs_input(self) -> bool:
+        """There is nothing left to decode."""
+        return not self._rest
+
+    def decompress(self, data: Bytes, length: int) -> bytes:
+        """Up to `length` bytes more."""
+        out: bytes = self._inner.decompress(self._rest + data, length)
+        self._rest = self._inner.unconsumed_tail
+        return out
+
+
+def _bzip2_stream() -> tuple[Any, type[Exception]]:
+    import bz2
+
+    return bz2.BZ2Decompressor(), OSError
+
+
+def _xz_stream() -> tuple[Any, type[Exception]]:
+    import lzma
+
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY), lzma.LZMAError
+
+
+_STREAMS: dict[str, Callable[[], tuple[Any, type[Exception]]]] = {
+    "bzip2": _bzip2_stream,
+    "xz": _xz_stream,
+    "zlib": _zlib_stream,
+}

@@ -504,10 +504,6 @@ DIFFERENT: dict[str, tuple[str, int, str]] = {
         1,
         f"qemu-img: warning: trace event 'z' does not exist\nqemu-img: Not enough arguments\n{HINT}",
     ),
-    "create -f bochs x 1": (NOT_YET, 1, "qemu-img: x: Format 'bochs' is not supported yet\n"),
-    "convert -O bochs a.q b": (NOT_YET, 1, "qemu-img: Format 'bochs' is not supported yet\n"),
-    "convert -O bochs -o help": (NOT_YET, 1, "qemu-img: Format 'bochs' is not supported yet\n"),
-    "measure -O bochs --size 1": (NOT_YET, 1, "qemu-img: Format 'bochs' is not supported yet\n"),
     "compare --image-opts -F raw a.q a.q": (
         "the conflict is found before the first image is opened",
         2,
