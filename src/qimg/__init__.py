@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qimg.api import change_bitmap as change_bitmap
     from qimg.api import bench as bench
     from qimg.api import check as check
+    from qimg.api import commit as commit
     from qimg.api import compare as compare
     from qimg.api import convert as convert
     from qimg.api import create as create
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from qimg.api import map as map
     from qimg.api import measure as measure
     from qimg.api import open as open
+    from qimg.api import rebase as rebase
     from qimg.api import remove_bitmap as remove_bitmap
     from qimg.api import resize as resize
     from qimg.api import snapshots as snapshots
@@ -62,6 +64,7 @@ _API = (
     "change_bitmap",
     "bench",
     "check",
+    "commit",
     "compare",
     "convert",
     "create",
@@ -72,6 +75,7 @@ _API = (
     "map",
     "measure",
     "open",
+    "rebase",
     "remove_bitmap",
     "resize",
     "snapshots",

@@ -12,6 +12,7 @@ from qimg.jobs import amend as _amend
 from qimg.jobs import bench as _bench
 from qimg.jobs import bitmap as _bitmap
 from qimg.jobs import check as _check
+from qimg.jobs import commit as _commit
 from qimg.jobs import compare as _compare
 from qimg.jobs import convert as _convert
 from qimg.jobs import create as _create
@@ -19,6 +20,7 @@ from qimg.jobs import dd as _dd
 from qimg.jobs import info as _info
 from qimg.jobs import map as _map
 from qimg.jobs import measure as _measure
+from qimg.jobs import rebase as _rebase
 from qimg.jobs import resize as _resize
 from qimg.jobs import snapshot as _snapshot
 from qimg.jobs.progress import Callback
@@ -534,5 +536,64 @@ def change_bitmap(
         name,
         actions,
         source=None if source is None else _spec(source, source_format),
+        context=context or Context(),
+    )
+
+
+def commit(
+    where: Where,
+    *,
+    base: str | None = None,
+    keep: bool = False,
+    format: str | None = None,
+    rate_limit: int = 0,
+    cache: str = "writeback",
+    progress: ProgressFunction | None = None,
+    cancelled: CancelFunction | None = None,
+    context: Context | None = None,
+) -> None:
+    """Write what the image at `where` holds into its backing file, and empty the image unless `keep`.
+
+    `base`: another image of the backing chain, by name; what lies between goes there too, and the image keeps
+    its content. `rate_limit`: bytes a second, 0 for none. Raises QimgError; `where` then reads as before."""
+    _commit.commit(
+        _spec(where, format, cache=cache),
+        base=base,
+        keep=keep or base is not None,
+        rate_limit=rate_limit,
+        progress=_progress(progress),
+        cancelled=cancelled,
+        context=context or Context(),
+    )
+
+
+def rebase(
+    where: Where,
+    backing: str | None,
+    *,
+    backing_format: str | None = None,
+    unsafe: bool = False,
+    compress: bool = False,
+    format: str | None = None,
+    share: bool = False,
+    cache: str = "writeback",
+    progress: ProgressFunction | None = None,
+    cancelled: CancelFunction | None = None,
+    context: Context | None = None,
+) -> None:
+    """Give the image at `where` another backing file (None: none), named as its header is to have it.
+
+    The image reads as before, unless `unsafe`: then only its header is changed, and nothing else is opened.
+    `compress`: what has to be written is compressed; `share`: the new backing file may be in use. Raises
+    QimgError; the image then has its old backing file and reads as before."""
+    _rebase.rebase(
+        _spec(where, format, cache=cache),
+        backing,
+        backing_format=backing_format,
+        unsafe=unsafe,
+        compress=compress,
+        share=share,
+        progress=_progress(progress),
+        cancelled=cancelled,
         context=context or Context(),
     )

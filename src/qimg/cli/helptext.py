@@ -26,6 +26,14 @@ SYNTAX = {
         "[--object objectdef] [--image-opts] [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] "
         "[-U] filename [filename2 [...]]"
     ),
+    "commit": (
+        "[--object objectdef] [--image-opts] [-q] [-f fmt] [-t cache] [-b base] [-r rate_limit] [-d] [-p] "
+        "filename"
+    ),
+    "rebase": (
+        "[--object objectdef] [--image-opts] [-U] [-q] [-f fmt] [-t cache] [-T src_cache] [-p] [-u] [-c] "
+        "-b backing_file [-F backing_fmt] filename"
+    ),
     "compare": (
         "[--object objectdef] [--image-opts] [-f fmt] [-F fmt] [-T src_cache] [-p] [-q] [-s] [-U] filename1 "
         "filename2"
@@ -69,6 +77,8 @@ SUMMARIES = {
     "amend": "change options of creation in an image that exists",
     "resize": "change the size of the guest's disk",
     "check": "look for corruptions and leaks inside an image",
+    "commit": "write what an image holds into its backing file",
+    "rebase": "change the backing file of an image",
     "compare": "tell whether two images hold the same data",
     "convert": "copy images into a new image, or into one that exists",
     "create": "make a new, empty image",
@@ -130,6 +140,23 @@ OPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("-U, --force-share", "go ahead while another process writes to the image"),
         ("--output", "human (default) or json"),
         ("exit code", "0 clean, 1 check failed, 2 corruptions, 3 leaks only, 63 no check for this format"),
+    ),
+    "commit": (
+        ("-f fmt", "format of the image; found out if not given"),
+        ("-b base", "commit into this image of the backing chain; filename keeps its content then"),
+        ("-d", "do not empty filename afterwards"),
+        ("-r rate_limit", "bytes a second at most"),
+        ("-t cache", "cache mode of the images"),
+        ("-p, -q", "show progress; be quiet"),
+    ),
+    "rebase": (
+        ("-f fmt", "format of the image; found out if not given"),
+        ("-b file, -F fmt", "new backing file, '' for none, and its format"),
+        ("-u", "change the name only, and compare nothing; without -b there is no backing file then"),
+        ("-c, --compress", "compress the clusters that have to be written"),
+        ("-t cache, -T src_cache", "cache modes of the image and of the new backing file"),
+        ("-p, -q", "show progress; be quiet"),
+        ("-U, --force-share", "go ahead while another process writes to the new backing file"),
     ),
     "compare": (
         ("-f fmt, -F fmt", "formats of the first and the second image"),

@@ -26,7 +26,7 @@ COMMANDS: dict[str, str | None] = {
     "bench": "qimg.cli.cmd_bench:run",
     "bitmap": "qimg.cli.cmd_bitmap:run",
     "check": "qimg.cli.cmd_check:run",
-    "commit": None,
+    "commit": "qimg.cli.cmd_commit:run",
     "compare": "qimg.cli.cmd_compare:run",
     "convert": "qimg.cli.cmd_convert:run",
     "create": "qimg.cli.cmd_create:run",
@@ -34,7 +34,7 @@ COMMANDS: dict[str, str | None] = {
     "info": "qimg.cli.cmd_info:run",
     "map": "qimg.cli.cmd_map:run",
     "measure": "qimg.cli.cmd_measure:run",
-    "rebase": None,
+    "rebase": "qimg.cli.cmd_rebase:run",
     "resize": "qimg.cli.cmd_resize:run",
     "snapshot": "qimg.cli.cmd_snapshot:run",
 }

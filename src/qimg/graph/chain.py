@@ -8,7 +8,7 @@ from qimg.context import Notice
 from qimg.errors import GateError, LimitError, LocationError, NotSupported, OpenError, QimgError
 from qimg.formats import registry as formats
 from qimg.graph.disk import Disk, Layer
-from qimg.graph.location import Location, reference, resolve_relative
+from qimg.graph.location import Location, protocol_of, reference, resolve_relative
 from qimg.graph.nodes import Builder, Mode, Node
 
 TYPE_CHECKING = False
@@ -24,18 +24,58 @@ _NESTING = "Could not open backing file: "
 _EMPTY_BACKING = 'Use of "backing": "" is deprecated; use "backing": null instead'
 
 
+class Base:
+    """Which backing image is to be opened for writing as well: the one that is called `name`, None for the
+    first. `depth`: where it was found, None: it was not.
+
+    An image has the name that the image above it stores, and every path, relative to the folder of the image
+    above it, that leads to the same file (commit sheet)."""
+
+    __slots__ = ("depth", "name")
+
+    def __init__(self, name: str | None) -> None:
+        self.name = name
+        self.depth: int | None = None
+
+    def is_below(self, node: Node, location: Location) -> bool:
+        """Whether it is the backing image of `node`, which is at `location`."""
+        if self.name is None:
+            return True
+        assert node.image is not None
+        recorded = node.image.backing
+        stored = "" if recorded is None else recorded.name
+        if self.name == stored:
+            return bool(stored)
+        given = location.text("file.filename") if location.filename is None else location.filename
+        if given is None or protocol_of(given) is not None or protocol_of(self.name) is not None:
+            return False
+        try:
+            wanted = resolve_relative(node.image.file.name, self.name)
+        except LocationError:
+            return False
+        return bool(self.name) and os.path.realpath(wanted) == os.path.realpath(given)
+
+
 class BackingError(QimgError):
     """Opening a backing file failed because of `reason`; the text names every level."""
 
     def __init__(self, reason: QimgError, depth: int) -> None:
         super().__init__(_NESTING * depth + str(reason), hint=reason.hint)
         self.reason = reason
+        self.depth = depth
 
 
 def open_chain(
-    builder: Builder, location: Location, mode: Mode, *, named_by: str | None = None, backing: bool = True
+    builder: Builder,
+    location: Location,
+    mode: Mode,
+    *,
+    named_by: str | None = None,
+    backing: bool = True,
+    base: Base | None = None,
 ) -> tuple[Disk, Node]:
     """Open the image at `location` and, with `backing`, all images below it. Gives the disk and its top node.
+    `base`, if it is met, is opened for writing, but locked as for reading.
 
     Raises QimgError subclasses without the top image's name in front; GateError where the gate refuses
     or a backing file comes up a second time.
@@ -60,6 +100,9 @@ def open_chain(
             _meet(node, builder.path)
             mode = mode.read_only()
             below, named_by = _below(builder, node, backing)
+            if base is not None and below is not None and base.depth is None and base.is_below(node, below):
+                base.depth = len(nodes)
+                mode = mode.written_late()
         for depth in reversed(range(len(nodes))):
             nodes[depth].check_left()
         for depth, lower in enumerate(nodes[1:]):

@@ -47,6 +47,10 @@ NO_USE_EXCLUDING_WRITERS = (0, USE_READ | USE_WRITE_UNCHANGED)
 NO_USE = (0, USE_ALL)
 WRITE_EXCLUSIVE = (USE_READ | USE_WRITE | USE_RESIZE, USE_READ | USE_WRITE_UNCHANGED)
 WRITE_SHARED = (USE_READ | USE_WRITE, USE_ALL)
+# A raw image that may have to grow.
+WRITE_RESIZING = (USE_READ | USE_WRITE | USE_RESIZE, USE_ALL & ~USE_RESIZE)
+# An image that stops making sense while others write to what it stands on.
+READ_ALONE = (USE_READ, USE_WRITE_UNCHANGED)
 # An external data file: others may write to it (it can be a plain raw image) but not change its length.
 READ_DATA_FILE = (USE_READ, USE_ALL & ~USE_RESIZE)
 WRITE_DATA_FILE = (USE_READ | USE_WRITE | USE_RESIZE, USE_ALL & ~USE_RESIZE)
@@ -97,11 +101,22 @@ class Mode:
     """How a node is opened; its children inherit this, changed by their own options.
 
     `writable` and `force_share` as everywhere; `direct`, `sync`, `no_flush` make up the cache mode;
-    `discard` lets discards through; `blocked`: a node's options forbid the writing that is wanted;
+    `discard` lets discards through; `blocked`: a node's options forbid the writing that is wanted; `late`:
+    opened for writing but locked, and told of, as if for reading: whoever writes takes the locks for that;
     `native`: files that do not say otherwise are used with the kernel's asynchronous I/O (``-n``).
     """
 
-    __slots__ = ("blocked", "direct", "discard", "force_share", "native", "no_flush", "sync", "writable")
+    __slots__ = (
+        "blocked",
+        "direct",
+        "discard",
+        "force_share",
+        "late",
+        "native",
+        "no_flush",
+        "sync",
+        "writable",
+    )
 
     def __init__(self, *, writable: bool, force_share: bool, cache: str) -> None:
         if cache not in _CACHE:
@@ -111,6 +126,7 @@ class Mode:
         self.direct, self.sync, self.no_flush = _CACHE[cache]
         self.discard = True
         self.blocked = False
+        self.late = False
         self.native = False
 
     @property
@@ -128,7 +144,13 @@ class Mode:
     def read_only(self) -> Mode:
         """The same for a backing file."""
         new = self.copy()
-        new.writable = new.blocked = False
+        new.writable = new.blocked = new.late = False
+        return new
+
+    def written_late(self) -> Mode:
+        """The same for a backing file that will be written to."""
+        new = self.read_only()
+        new.writable = new.late = True
         return new
 
     def with_options(self, location: Location) -> Mode:
@@ -282,7 +304,7 @@ class Builder:
         if not significant:
             node.plain = file.plain
         node.guessed = guessed
-        if guessed and driver == "raw" and mode.writable:
+        if guessed and driver == "raw" and mode.writable and not mode.late:
             self.context.warn(Notice(_RAW_WARNING.format(file.filename), plain=True))
         self._finish_options(location, mode)
         options = take_typed(location, format.open_options)
@@ -447,7 +469,7 @@ class Builder:
     def _locks(self, mode: Mode, *, raw: bool) -> tuple[int, int]:
         """The lock set for the storage of an image (common sheet 11). Raw images let others do what they
         want; whoever copies them excludes writers afterwards."""
-        if mode.writable:
+        if mode.writable and not mode.late:
             return WRITE_SHARED if raw else WRITE_EXCLUSIVE
         self.shared |= mode.force_share
         shares = raw or mode.force_share

@@ -15,7 +15,7 @@ from qimg.errors import (
     QimgError,
     StorageError,
 )
-from qimg.graph.chain import open_chain
+from qimg.graph.chain import BackingError, Base, open_chain
 from qimg.graph.gate import OPEN
 from qimg.graph.location import (
     Location,
@@ -28,9 +28,11 @@ from qimg.graph.nodes import (
     CREATE,
     NO_USE,
     NO_USE_EXCLUDING_WRITERS,
+    READ_ALONE,
     READ_EXCLUDING_WRITERS,
     READ_SHARED,
     WRITE_EXCLUSIVE,
+    WRITE_RESIZING,
     WRITE_SHARED,
     Builder,
     Mode,
@@ -63,6 +65,7 @@ __all__ = [
     "Target",
     "backing_location",
     "open_disk",
+    "open_with_base",
     "resolve_relative",
     "target",
 ]
@@ -136,6 +139,44 @@ def open_disk(
         raise
     except QimgError as error:
         raise OpenError(spec.text, error) from error
+
+
+def open_with_base(spec: ImageSpec, base: str | None, *, context: Context) -> tuple[Disk, int | None]:
+    """Open an image and its backing chain for a commit: the top image and the backing image `base` (as
+    `chain.Base` understands the name, None: the first one) for writing, the ones between so that nobody else
+    can use them. Gives the disk and the depth of `base`, None where there is no such image.
+
+    Raises as `open_disk`; LockError where others use the base."""
+    location = _operand(spec, context)
+    builder = Builder(context, open_chain=_open_child)
+    found = Base(base)
+    try:
+        mode = Mode(writable=True, force_share=spec.force_share, cache=spec.cache)
+        disk = open_chain(builder, location, mode, base=found)[0]
+    except (GateError, OpenError):
+        raise
+    except QimgError as error:
+        if isinstance(error, BackingError) and error.depth == found.depth:
+            reason = error.reason
+            if isinstance(reason, StorageError) and reason.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise reason from error  # it could be read
+        raise OpenError(spec.text, error) from error
+    try:
+        if found.depth is not None:
+            _lock_for_commit(disk, found.depth)
+    except BaseException:
+        disk.close()
+        raise
+    return disk, found.depth
+
+
+def _lock_for_commit(disk: Disk, depth: int) -> None:
+    for number, layer in enumerate(disk.layers[1 : depth + 1], 1):
+        image = layer.image
+        raw = image.format_name in ("raw", image.file.driver)
+        written = WRITE_RESIZING if raw else WRITE_EXCLUSIVE
+        for storage in (image.file, *(storage for _, storage in image.attached())):
+            storage.lock(*(READ_ALONE if number < depth else written))
 
 
 def _exclude_writers(disk: Disk, data_files: list[Storage]) -> None:

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from qimg.formats.base import BitmapData, Image
     from qimg.graph.disk import Disk
     from qimg.jobs.create import CreatePlan
-    from qimg.jobs.engine import Turn
-    from qimg.jobs.plan import Chunk, Row
+    from qimg.jobs.plan import Row
     from qimg.jobs.progress import Progress
 
 #: Bytes moved at once by one worker.
@@ -206,9 +205,20 @@ class _Conversion:
                 )
         return kept
 
-    def copy(self, image: Image, policy: Policy, meter: Meter, *, under: Disk | None, clear: bool) -> None:
-        """Move the data. `clear`: zeros found in it must be made in the target."""
-        from qimg.jobs.copy import Copier
+    def copy(
+        self,
+        image: Image,
+        policy: Policy,
+        meter: Meter,
+        *,
+        under: Disk | None,
+        clear: bool,
+        in_place: bool = False,
+    ) -> None:
+        """Move the data. `clear`: zeros found in it must be made in the target. `in_place`: the target
+        existed, and `under` is its own disk."""
+        from qimg.jobs.copy import Copier, Limited
+        from qimg.jobs.inplace import InPlace
 
         request = self.request
         copier = Copier(
@@ -217,6 +227,7 @@ class _Conversion:
             sparse=0 if request.copy_offload else request.sparse_size,
             clear=clear,
             under=under,
+            in_place=in_place,
             compress=(request.compress and image.can_compress) or image.must_compress,
             ordered=not request.out_of_order and image.cluster_size is not None,
             offload=request.copy_offload,
@@ -234,7 +245,17 @@ class _Conversion:
         if request.rate_limit:
             workers = 1
         meter.tick()
-        run(items, _Limited(copier, request.rate_limit), workers=workers, meter=meter)
+        if in_place:
+            batches = InPlace(
+                image,
+                meter,
+                workers=workers,
+                rate=request.rate_limit,
+                flush=lambda: _finish(image, request.target),
+            )
+            batches.run(items, copier)
+        else:
+            run(items, Limited(copier, request.rate_limit), workers=workers, meter=meter)
         meter.done = meter.total
         meter.tick()
 
@@ -260,27 +281,6 @@ class _Conversion:
     def _salvaged(self, offset: int, error: StorageError | CorruptImage) -> None:
         if not self.request.quiet:
             self.context.warn(Notice(f"error while reading offset {offset}: {error.reason}"))
-
-
-class _Limited:
-    """A copier held back to `rate` bytes a second; the first request is free."""
-
-    def __init__(self, copier: Callable[[Chunk, Turn], int], rate: int) -> None:
-        self._copier = copier
-        self._rate = rate
-        self._ready = 0.0
-
-    def __call__(self, chunk: Chunk, turn: Turn) -> int:
-        if not self._rate:
-            return self._copier(chunk, turn)
-        import time
-
-        now = time.monotonic()
-        if self._ready > now:
-            time.sleep(self._ready - now)
-        done = self._copier(chunk, turn)
-        self._ready = max(self._ready, now) + done / self._rate
-        return done
 
 
 class _NewTarget(_Conversion):
@@ -414,12 +414,12 @@ class _ExistingTarget(_Conversion):
         disk = open_disk(spec, writable=True, context=self.context)
         self.opened.add(disk)
         image = disk.top
+        if disk.size < self.source.size:
+            raise QimgError("output file is smaller than input file")
         if request.bitmaps:
             from qimg.jobs.bitmap import check_target
 
             check_target(disk, bitmaps, self.source.size)
-        if disk.size < self.source.size:
-            raise QimgError("output file is smaller than input file")
         if not image.can_write:
             raise NotSupported(f"Writing to existing {image.format_name} images is not supported yet")
         if request.compress and not image.can_compress:
@@ -429,8 +429,7 @@ class _ExistingTarget(_Conversion):
         everything = request.sparse_size == 0
         clear = not request.target_is_zero or has_backing
         policy = Policy(everything=everything, top_only=given_backing, clear=clear and not everything)
-        under = disk if has_backing else None
-        self.copy(image, policy, meter, under=under, clear=policy.clear)
+        self.copy(image, policy, meter, under=disk, clear=policy.clear, in_place=True)
         if bitmaps:
             image.store_bitmaps(bitmaps)  # only now: they are not to record what is copied
         _finish(image, request.target)

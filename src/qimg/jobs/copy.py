@@ -4,6 +4,9 @@ For every chunk: the rows to copy are read into a buffer; blocks of zeros drop o
 out to the target's allocation units, whose remaining bytes are filled in from what the guest sees there;
 space is given out in chunk order; the bytes are written. Compression happens before the turn, so that it
 runs on all processors, and packing inside it.
+
+A target that holds something already keeps what can be overwritten where it lies; only what needs a new
+place is filled up and written whole.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import mmap
 
 from qimg.errors import CorruptImage, NotSupported, StorageError
-from qimg.extent import MAPPED, clip
+from qimg.extent import MAPPED, ZERO, clip
 from qimg.jobs.engine import lock_and_local
 from qimg.jobs.plan import COPY
 from qimg.units import round_down, round_up
@@ -38,6 +41,7 @@ class Copier:
     sparse      bytes of a zero-detection block, 0 for none.
     clear       ranges found to be zero must be made to read as zeros.
     under       what the guest sees where the target has nothing: the target's backing disk, or None.
+    in_place    the target existed before: `under` is the target's own disk.
     compress    store clusters compressed.
     ordered     give out host space in chunk order.
     offload     try copy offload for rows that lie verbatim at both ends.
@@ -52,6 +56,7 @@ class Copier:
         sparse: int,
         clear: bool = False,
         under: Disk | None = None,
+        in_place: bool = False,
         compress: bool = False,
         ordered: bool = True,
         offload: bool = False,
@@ -69,6 +74,8 @@ class Copier:
         #: Where the target cannot give out zeroed space, or something shows through, units are written whole.
         self.whole_units = not image.zero_init
         self.unit = (image.cluster_size or 1) if compress else image.granularity
+        #: It has places that may be kept, and its tables change under us.
+        self.in_place = in_place and image.granularity > 1
         self._image_lock, self._local = lock_and_local()
 
     def __call__(self, chunk: Chunk, turn: Turn) -> int:
@@ -170,10 +177,25 @@ class Copier:
             return False
         shown = min(len(part), self.under.size - start)
         try:
-            self.under.read_into(part[:shown], start)
+            if self.in_place:
+                self._read_own(self.under, part[:shown], start)
+            else:
+                self.under.read_into(part[:shown], start)
         except (StorageError, CorruptImage) as error:
-            raise _writing(start, error) from error
+            raise writing_error(start, error) from error
         return True
+
+    def _read_own(self, disk: Disk, part: memoryview, start: int) -> None:
+        """Read from the target itself. Other workers change its tables meanwhile, but not for this range."""
+        with self._image_lock:
+            extents = disk.extents(start, len(part))
+        for extent in extents:
+            piece = part[extent.start - start : extent.start - start + extent.length]
+            if extent.flags & (MAPPED | ZERO) or extent.depth:
+                disk.read_extent(extent, piece)
+            else:
+                with self._image_lock:
+                    disk.read_extent(extent, piece)
 
     # -- writing
 
@@ -204,9 +226,13 @@ class Copier:
                 joined.append((start, length))
         whole: list[Run] = []
         ragged: list[Run] = []
+        units = self._units(data)
+        if self.in_place:  # beside data, in units that may keep their place
+            ragged = _intersect([(start, end - start) for start, end in _subtract(joined, data)], units)
         if not self.image.can_mark_zero:
-            return whole, [(start, end - start) for start, end in _subtract(joined, self._units(data))]
-        for start, end in _subtract(joined, self._units(data)):
+            ragged += [(start, end - start) for start, end in _subtract(joined, units)]
+            return whole, self._not_zero(sorted(ragged))
+        for start, end in _subtract(joined, units):
             low = min(round_up(start, self.unit), end)
             high = end if end == self.image.size else max(round_down(end, self.unit), low)
             if low >= high and (start % self.unit or end % self.unit) and end != self.image.size:
@@ -218,22 +244,55 @@ class Copier:
                 ragged.append((start, low - start))
             if end > high:
                 ragged.append((high, end - high))
-        return whole, ragged
+        return whole, self._not_zero(sorted(ragged))
+
+    def _not_zero(self, runs: list[Run]) -> list[Run]:
+        """What of `runs` does not read as zeros in the target already, where that can be told."""
+        if not self.in_place or not runs:
+            return runs
+        assert self.under is not None
+        left: list[Run] = []
+        with self._image_lock:
+            for start, length in runs:
+                found = self.under.extents(start, length)
+                left += [(extent.start, extent.length) for extent in found if not extent.flags & ZERO]
+        return _join(left)
 
     def _store(self, chunk: Chunk, view: memoryview, data: list[Run], turn: Turn) -> None:
         zeros: list[Run] = []
         if self.clear:
             zeros, ragged = self._zero_runs(chunk, data)
+            for start, length in ragged:
+                view[start - chunk.start : start - chunk.start + length] = bytes(length)
             data = sorted(data + ragged)
         units = self._units(data)
-        if self.unit > 1 or self.clear:
+        if self.in_place:
+            data = self._with_rest(chunk, view, _join(data), units)
+        elif self.unit > 1 or self.clear:
             for start, length in units:
                 data = data + self._fill_gaps(chunk, view, start, length)
         places = self._allocate(units, zeros, turn)
-        writes = units if self.whole_units else _join(sorted(data))
+        writes = units if self.whole_units and not self.in_place else _join(sorted(data))
         for place, start, length in _placed(places, writes):
             part = view[start - chunk.start : start - chunk.start + length]
             self._write(place, start, part)
+
+    def _with_rest(self, chunk: Chunk, view: memoryview, data: list[Run], units: list[Run]) -> list[Run]:
+        """`data`, joined, and the rest of those `units` that get a new place."""
+        if data == units:
+            return data
+        filled: list[Run] = []
+        for start, end in _subtract(units, data):
+            low = round_down(start, self.unit)
+            high = min(round_up(end, self.unit), self.image.size)
+            with self._image_lock:
+                places = self.image.in_place(low, high - low)
+            for place in places:
+                at, stop = max(start, place.start), min(end, place.start + place.length)
+                if not place.flags & MAPPED and at < stop:
+                    self._fill_gaps(chunk, view, at, stop - at)
+                    filled.append((at, stop - at))
+        return _join(sorted(data + filled))
 
     def _allocate(self, units: list[Run], zeros: list[Run], turn: Turn) -> list[Extent]:
         if self.ordered:
@@ -247,7 +306,7 @@ class Copier:
                 for start, length in units:
                     places.extend(self.image.allocate(start, length))
         except StorageError as error:
-            raise _writing(start, error) from error
+            raise writing_error(start, error) from error
         turn.done()
         return places
 
@@ -256,12 +315,14 @@ class Copier:
         try:
             place.source.write(part, place.host + (start - place.start))
         except StorageError as error:
-            raise _writing(start, error) from error
+            raise writing_error(start, error) from error
 
     def _store_compressed(self, chunk: Chunk, view: memoryview, data: list[Run], turn: Turn) -> None:
         zeros: list[Run] = []
         if self.clear:
             zeros, ragged = self._zero_runs(chunk, data)
+            for start, length in ragged:
+                view[start - chunk.start : start - chunk.start + length] = bytes(length)
             data = sorted(data + ragged)
         encoded: list[tuple[int, memoryview, bytes | None]] = []
         for start, length in self._units(data):
@@ -279,7 +340,7 @@ class Copier:
                 try:
                     self.image.mark_zero(start, length)
                 except StorageError as error:
-                    raise _writing(start, error) from error
+                    raise writing_error(start, error) from error
             for cluster, part, code in encoded:
                 try:
                     if code is not None:
@@ -287,7 +348,7 @@ class Copier:
                         continue
                     places = self.image.allocate(cluster, len(part))
                 except StorageError as error:
-                    raise _writing(cluster, error) from error
+                    raise writing_error(cluster, error) from error
                 for place in places:
                     at = place.start - cluster
                     self._write(place, place.start, part[at : at + place.length])
@@ -324,11 +385,35 @@ class Copier:
                     self.offload = False
                     return False
                 except StorageError as error:
-                    raise _writing(place.start, error) from error
+                    raise writing_error(place.start, error) from error
         return True
 
 
-def _writing(start: int, error: StorageError | CorruptImage) -> StorageError:
+class Limited:
+    """Work of the engine held back to `rate` bytes a second; the first request is free. For one worker."""
+
+    def __init__(self, work: Callable[..., int], rate: int) -> None:
+        """`rate` 0: not at all."""
+        self._work = work
+        self._rate = rate
+        self._ready = 0.0
+
+    def __call__(self, item: object, turn: Turn) -> int:
+        """Do it, when its time has come."""
+        if not self._rate:
+            return self._work(item, turn)
+        import time
+
+        now = time.monotonic()
+        if self._ready > now:
+            time.sleep(self._ready - now)
+        done = self._work(item, turn)
+        self._ready = max(self._ready, now) + done / self._rate
+        return done
+
+
+def writing_error(start: int, error: StorageError | CorruptImage) -> StorageError:
+    """What a job says of a write at guest offset `start` that failed with `error`."""
     return StorageError(
         f"error while writing at byte {start}: {error.reason}", errno=error.errno, offset=start
     )
@@ -360,6 +445,21 @@ def _subtract(runs: list[Run], holes: list[Run]) -> list[tuple[int, int]]:
         if start < end:
             left.append((start, end))
     return left
+
+
+def _intersect(runs: list[Run], others: list[Run]) -> list[Run]:
+    """What is in `runs` and in `others`, both ascending."""
+    both: list[Run] = []
+    number = 0
+    for start, length in runs:
+        while number < len(others) and sum(others[number]) <= start:
+            number += 1
+        for other, other_length in others[number:]:
+            if other >= start + length:
+                break
+            low, high = max(start, other), min(start + length, other + other_length)
+            both.append((low, high - low))
+    return both
 
 
 def _placed(places: list[Extent], runs: list[Run]) -> list[tuple[Extent, int, int]]:

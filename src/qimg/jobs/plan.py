@@ -82,7 +82,7 @@ def plan_copy(extents: Iterable[Extent], policy: Policy) -> Iterator[Row]:
                 yield Row(part.start, part.length, action, part)
 
 
-def _cut(row: Row, start: int, end: int) -> Row:
+def cut(row: Row, start: int, end: int) -> Row:
     """The part of `row` inside ``start .. end``."""
     if start <= row.start and row.start + row.length <= end:
         return row
@@ -109,12 +109,12 @@ def chunks(rows: Iterable[Row], chunk_size: int, size: int, *, long_clear: bool 
             if long_clear and row.action == CLEAR and not current and start == home:
                 whole = end if end == size else end - end % chunk_size
                 if whole > start:
-                    yield Chunk(start, whole - start, [_cut(row, start, whole)])
+                    yield Chunk(start, whole - start, [cut(row, start, whole)])
                     start = whole
                     continue
             stop = min(end, home + chunk_size)
             base = home
-            current.append(_cut(row, start, stop))
+            current.append(cut(row, start, stop))
             start = stop
     if current:
         yield Chunk(base, min(chunk_size, size - base), current)

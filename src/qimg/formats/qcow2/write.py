@@ -74,7 +74,6 @@ class WritableQcow2(Qcow2Image):
         """What is known of the image is what its header says."""
         header = self.header
         self.can_compress = not header.has_data_file
-        self.can_mark_zero = header.version >= 3 or self.backing is None
         self.refcounts = LiveRefcounts(self.file, header, self._guard_new)
         self.tables = LiveTables(self.file, header, self.refcounts)
         self._encode = Encoder(header.header.compression_type, header.cluster_size)
@@ -86,12 +85,17 @@ class WritableQcow2(Qcow2Image):
         self._begun = False
         self._placed = False  # guest data waits for a barrier
 
+    @property
+    def can_mark_zero(self) -> bool:  # type: ignore[override]
+        return self.header.version >= 3 or self.backing is None
+
     def reload(self) -> None:
         """Forget everything that is not on disk, and read the header again."""
         self.header = parse(self.file, writable=True)
         self.size = self.header.virtual_size
         self._active = self._reader = self._snapshots = self._sparse = None
         self.header_changed = False
+        self.directory = []
         self._open_directories(for_check=False)
         self._start()
 
