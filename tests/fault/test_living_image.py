@@ -13,6 +13,7 @@ import pytest
 
 import qimg
 from support import crash, model
+from support.build import build
 from support.model import KINDS, Guest, change
 from support.qcow2 import Anatomy, io, make, patch
 from support.run import run_real
@@ -73,6 +74,20 @@ def test_a_request_that_fails_while_a_guest_writes(name: str, tmp_path: Path) ->
     crash.assert_survives_errors(
         tmp_path, ["image"], run, files=data_files(tmp_path), between=contents, again=True, limit=30
     )
+
+
+@pytest.mark.parametrize("layout", ["A#B-", "####"])
+def test_a_power_cut_while_space_that_is_there_is_written_to(layout: str, tmp_path: Path) -> None:
+    """No count rises: overwritten data has to be durable all the same, and zero clusters that have space
+    show it only when it holds the data."""
+    path = build(tmp_path / "image", layout)
+    for steps in (
+        [(1000 // 512 * 512, 30000 // 512 * 512)],
+        [(64 << 10, 64 << 10)],
+        [(0, 128 << 10), (512, 512)],
+    ):
+        run, contents = growing(path, steps)
+        crash.assert_survives(tmp_path, ["image"], run, between=contents, after=contents[-1], limit=40)
 
 
 # -- structures that grow
