@@ -34,7 +34,8 @@ def test_a_wrong_value_for_a_null_node_is_an_error_and_no_crash() -> None:
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
-    ("driver", "kind"), [("luks", "Format"), ("vdi", "Format"), ("throttle", "Protocol"), ("nbd", "Protocol")]
+    ("driver", "kind"),
+    [("luks", "Format"), ("parallels", "Format"), ("throttle", "Protocol"), ("nbd", "Protocol")],
 )
 def test_what_is_not_written_yet_is_refused_by_name(driver: str, kind: str) -> None:
     text = f"json:{{'driver':'{driver}','file.filename':'a.raw'}}"
@@ -48,7 +49,7 @@ def test_an_image_of_a_format_not_written_yet_never_passes_for_raw(work: Path) -
 
 @pytest.mark.usefixtures("folder")
 def test_vhd_is_another_name_of_vpc() -> None:
-    assert _message("json:{'driver':'vhd','file.filename':'a.raw'}") == "Format 'vpc' is not supported yet"
+    assert _message("json:{'driver':'vhd','file.filename':'a.raw'}") == "invalid VPC image"
 
 
 def test_an_image_offset_by_one_byte_can_be_mapped(folder: Path) -> None:

@@ -314,7 +314,13 @@ DIFFERENT: dict[str, Different] = {
         "",
         SHOWN.format("qcow2", OPTIONS.format(1048576, " backing_file=base.raw")),
     ),
-    "create -f vhd out 1M": _refused(6, LATER, "out: Format 'vpc' is not supported yet"),
+    "create -f vhd out 1M": Different(
+        6,
+        "vhd is another name of vpc",
+        0,
+        "",
+        SHOWN.format("vpc", "size=1048576"),
+    ),
     "create -f qcow2 -o preallocation=metadata,cluster_size=512 out 1M": Different(
         35, "clusters lie elsewhere, so that others share a block of the file system", files=CONTENT
     ),

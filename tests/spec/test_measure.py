@@ -204,7 +204,13 @@ def _refused(row: int, reason: str, line: str) -> Different:
 
 DIFFERENT: dict[str, Different] = {
     "measure -O luks --size 1G": _refused(0, LATER, "Format 'luks' is not supported yet"),
-    "measure -O vdi --size 1G": _refused(0, LATER, "Format 'vdi' is not supported yet"),
+    "measure -O vdi --size 1G": Different(
+        0,
+        "every format that can be written can be measured",
+        0,
+        "",
+        "required size: 4608\nfully allocated size: 1073746432\n",
+    ),
     "measure -O vmdk --size 1G": Different(
         0,
         "every format that can be written can be measured",

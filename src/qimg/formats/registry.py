@@ -18,14 +18,14 @@ FORMATS: dict[str, str | None] = {
     "dmg": "qimg.formats.dmg:Dmg",
     "luks": None,
     "parallels": None,
-    "qcow": None,
+    "qcow": "qimg.formats.qcow:Qcow",
     "qcow2": "qimg.formats.qcow2.format:Qcow2",
-    "qed": None,
+    "qed": "qimg.formats.qed:Qed",
     "raw": "qimg.formats.raw:Raw",
-    "vdi": None,
+    "vdi": "qimg.formats.vdi:Vdi",
     "vhdx": "qimg.formats.vhdx.format:Vhdx",
     "vmdk": "qimg.formats.vmdk.format:Vmdk",
-    "vpc": None,
+    "vpc": "qimg.formats.vpc:Vpc",
 }
 
 _loaded: dict[str, Format] = {}
