@@ -295,7 +295,7 @@ class LiveRefcounts:
 
         Raises StorageError (EFBIG)."""
         size = self._cluster_size
-        if 8 * len(self.table) <= self._header.refcount_table_clusters * size:
+        if self._table is None or 8 * len(self.table) <= self._header.refcount_table_clusters * size:
             return
         old = self._header.refcount_table_offset // size, self._header.refcount_table_clusters
         largest = MAX_REFCOUNT_TABLE_BYTES // size
