@@ -7,10 +7,11 @@ not come up when the disk grows.
 
 from __future__ import annotations
 
-from qimg.errors import OptionError, QimgError
+from qimg.errors import LockError, OpenError, OptionError, QimgError
 from qimg.extent import HOLE, MAPPED, ZERO
 from qimg.graph.open import open_disk
 from qimg.guest_size import GuestSize
+from qimg.storage.base import USE_ALL, USE_READ, USE_RESIZE, USE_WRITE
 from qimg.units import INT64_MAX, round_down
 
 TYPE_CHECKING = False
@@ -39,6 +40,7 @@ def resize(
     `preallocation` (off, metadata, falloc, full) is how growth is backed; `shrink` confirms that data may get
     lost. Raises OptionError, ShrinkRefused, NotSupported, LimitError, OpenError, StorageError."""
     with open_disk(spec, context=context, writable=True) as disk:
+        _claim_length(disk, spec)
         total = disk.size + size if relative else size
         if not 0 < total <= INT64_MAX:
             raise OptionError("New image size must be positive", option="size")
@@ -47,6 +49,19 @@ def resize(
         if total < disk.size and not shrink:
             raise ShrinkRefused("Use the --shrink option to perform a shrink operation.")
         resize_disk(disk, total, preallocation)
+
+
+def _claim_length(disk: Disk, spec: ImageSpec) -> None:
+    """Keep out who relies on the length of a raw file (protocols sheet 4); other formats exclude everybody.
+
+    Raises OpenError."""
+    image = disk.top
+    if image.format_name not in ("raw", image.file.driver):
+        return
+    try:
+        image.file.lock(USE_READ | USE_WRITE | USE_RESIZE, USE_ALL)
+    except LockError as error:
+        raise OpenError(spec.text, error) from error
 
 
 def resize_disk(disk: Disk, size: int, preallocation: str = "off") -> None:
