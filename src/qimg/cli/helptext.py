@@ -7,6 +7,9 @@ from qimg.formats import registry as formats
 from qimg.storage import registry as storages
 
 SYNTAX = {
+    "amend": (
+        "[--object objectdef] [--image-opts] [-p] [-q] [-f fmt] [-t cache] [--force] -o options filename"
+    ),
     "bench": (
         "[-c count] [-d depth] [-f fmt] [--flush-interval=flush_interval] [-i aio] [-n] [--no-drain] "
         "[-o offset] [--pattern=pattern] [-q] [-s buffer_size] [-S step_size] [-t cache] [-w] [-U] filename"
@@ -15,13 +18,6 @@ SYNTAX = {
         "(--merge source | --add | --remove | --clear | --enable | --disable)... [-b source_file "
         "[-F source_fmt]] [-g granularity] [--object objectdef] [--image-opts | -f fmt] filename bitmap"
     ),
-    "amend": (
-        "[--object objectdef] [--image-opts] [-p] [-q] [-f fmt] [-t cache] [--force] -o options filename"
-    ),
-    "resize": (
-        "[--object objectdef] [--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename "
-        "[+ | -]size"
-    ),
     "check": (
         "[--object objectdef] [--image-opts] [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] "
         "[-U] filename [filename2 [...]]"
@@ -29,10 +25,6 @@ SYNTAX = {
     "commit": (
         "[--object objectdef] [--image-opts] [-q] [-f fmt] [-t cache] [-b base] [-r rate_limit] [-d] [-p] "
         "filename"
-    ),
-    "rebase": (
-        "[--object objectdef] [--image-opts] [-U] [-q] [-f fmt] [-t cache] [-T src_cache] [-p] [-u] [-c] "
-        "-b backing_file [-F backing_fmt] filename"
     ),
     "compare": (
         "[--object objectdef] [--image-opts] [-f fmt] [-F fmt] [-T src_cache] [-p] [-q] [-s] [-U] filename1 "
@@ -65,6 +57,14 @@ SYNTAX = {
         "[--output=ofmt] [-O output_fmt] [-o options] [--size N | [--object objectdef] [--image-opts] "
         "[-f fmt] [-l snapshot_param] filename]"
     ),
+    "rebase": (
+        "[--object objectdef] [--image-opts] [-U] [-q] [-f fmt] [-t cache] [-T src_cache] [-p] [-u] [-c] "
+        "-b backing_file [-F backing_fmt] filename"
+    ),
+    "resize": (
+        "[--object objectdef] [--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename "
+        "[+ | -]size"
+    ),
     "snapshot": (
         "[--object objectdef] [--image-opts] [-U] [-q] [-l | -a snapshot | -c snapshot | -d snapshot] "
         "filename"
@@ -72,13 +72,11 @@ SYNTAX = {
 }
 
 SUMMARIES = {
+    "amend": "change options of creation in an image that exists",
     "bench": "measure how long requests to an image take",
     "bitmap": "change the persistent dirty bitmaps of an image, in the order of the options",
-    "amend": "change options of creation in an image that exists",
-    "resize": "change the size of the guest's disk",
     "check": "look for corruptions and leaks inside an image",
     "commit": "write what an image holds into its backing file",
-    "rebase": "change the backing file of an image",
     "compare": "tell whether two images hold the same data",
     "convert": "copy images into a new image, or into one that exists",
     "create": "make a new, empty image",
@@ -86,11 +84,20 @@ SUMMARIES = {
     "info": "describe an image",
     "map": "list which part of an image's data lies where",
     "measure": "predict the size of a new image file",
+    "rebase": "change the backing file of an image",
+    "resize": "change the size of the guest's disk",
     "snapshot": "list, create, apply or delete the snapshots inside an image",
 }
 
 #: What the options of one command mean: (option, sentence lines).
 OPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
+    "amend": (
+        ("-f fmt", "format of the image; found out if not given"),
+        ("-o options", "what to change; '-o help' lists the options. What is not named stays as it is"),
+        ("-t cache", "cache mode of the image"),
+        ("-p, -q", "show progress; be quiet"),
+        ("--force", "allow changes of keys that may lock everybody out"),
+    ),
     "bench": (
         ("-c count", "requests in all (default 75000)"),
         ("-d depth", "requests at the same time (default 64)"),
@@ -118,20 +125,6 @@ OPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("-g size, --granularity", "with --add: bytes of the disk that a bit stands for"),
         ("-f fmt", "format of the image; found out if not given"),
     ),
-    "amend": (
-        ("-f fmt", "format of the image; found out if not given"),
-        ("-o options", "what to change; '-o help' lists the options. What is not named stays as it is"),
-        ("-t cache", "cache mode of the image"),
-        ("-p, -q", "show progress; be quiet"),
-        ("--force", "allow changes of keys that may lock everybody out"),
-    ),
-    "resize": (
-        ("[+ | -]size", "the last word: the new size in bytes, or how much larger or smaller"),
-        ("-f fmt", "format of the image; found out if not given"),
-        ("--preallocation", "how the added space is reserved: off, metadata, falloc or full"),
-        ("--shrink", "confirm that the data behind the new end may be lost"),
-        ("-q", "do not say that it is done"),
-    ),
     "check": (
         ("-f fmt, --format", "format of the image; found out if not given"),
         ("-q", "print nothing but findings and errors"),
@@ -148,15 +141,6 @@ OPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("-r rate_limit", "bytes a second at most"),
         ("-t cache", "cache mode of the images"),
         ("-p, -q", "show progress; be quiet"),
-    ),
-    "rebase": (
-        ("-f fmt", "format of the image; found out if not given"),
-        ("-b file, -F fmt", "new backing file, '' for none, and its format"),
-        ("-u", "change the name only, and compare nothing; without -b there is no backing file then"),
-        ("-c, --compress", "compress the clusters that have to be written"),
-        ("-t cache, -T src_cache", "cache modes of the image and of the new backing file"),
-        ("-p, -q", "show progress; be quiet"),
-        ("-U, --force-share", "go ahead while another process writes to the new backing file"),
     ),
     "compare": (
         ("-f fmt, -F fmt", "formats of the first and the second image"),
@@ -230,6 +214,22 @@ OPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("-l snapshot_param", "measure an internal snapshot of the source image"),
         ("--output", "human (default) or json"),
     ),
+    "rebase": (
+        ("-f fmt", "format of the image; found out if not given"),
+        ("-b file, -F fmt", "new backing file, '' for none, and its format"),
+        ("-u", "change the name only, and compare nothing; without -b there is no backing file then"),
+        ("-c, --compress", "compress the clusters that have to be written"),
+        ("-t cache, -T src_cache", "cache modes of the image and of the new backing file"),
+        ("-p, -q", "show progress; be quiet"),
+        ("-U, --force-share", "go ahead while another process writes to the new backing file"),
+    ),
+    "resize": (
+        ("[+ | -]size", "the last word: the new size in bytes, or how much larger or smaller"),
+        ("-f fmt", "format of the image; found out if not given"),
+        ("--preallocation", "how the added space is reserved: off, metadata, falloc or full"),
+        ("--shrink", "confirm that the data behind the new end may be lost"),
+        ("-q", "do not say that it is done"),
+    ),
     "snapshot": (
         ("-l", "list the snapshots"),
         ("-c snapshot", "create a snapshot of that name of the disk as it is"),
@@ -271,8 +271,7 @@ Command parameters:
 
 def usage(name: str, command: str | None) -> str:
     """The whole text for the program called `name`; with `command`, that one's options come first."""
-    coming = [known for known, place in COMMANDS.items() if place is None]
-    syntax = "".join(f"  {known} {SYNTAX[known]}\n" for known, place in COMMANDS.items() if place)
+    syntax = "".join(f"  {known} {SYNTAX[known]}\n" for known in COMMANDS)
     return (
         f"{version_text(name)}"
         f"usage: {name} [standard options] command [command options]\n"
@@ -280,7 +279,6 @@ def usage(name: str, command: str | None) -> str:
         f"{_command(command)}"
         f"{_GLOBAL}\n"
         f"Command syntax:\n{syntax}\n"
-        f"Not supported yet: {' '.join(coming)}\n\n"
         f"{_PARAMETERS}\n"
         f"Supported formats: {' '.join(sorted({*formats.supported(), *storages.supported()}))}\n\n"
         "See docs/ of the project for the manual, differences from qemu-img, and how to report a bug.\n"

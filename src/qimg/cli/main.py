@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 #: The release of qemu-img whose command line and output this is; callers compare it with what they need.
 COMPATIBLE = "10.0.0"
 
-# name -> "module:function" taking (session, words) and returning the exit code; None: known, not written yet.
-COMMANDS: dict[str, str | None] = {
+# name -> "module:function" taking (session, words) and returning the exit code.
+COMMANDS: dict[str, str] = {
     "amend": "qimg.cli.cmd_amend:run",
     "bench": "qimg.cli.cmd_bench:run",
     "bitmap": "qimg.cli.cmd_bitmap:run",
@@ -137,10 +137,7 @@ def _make_trace(console: Console) -> Trace:
 def _run_command(console: Console, command: str, arguments: list[str]) -> int:
     if command not in COMMANDS:
         raise CommandError(f"Command not found: {command}", usage=True)
-    place = COMMANDS[command]
-    if place is None:
-        raise CommandError(f"Command '{command}' is not supported yet")
-    module_name, _, function = place.partition(":")
+    module_name, _, function = COMMANDS[command].partition(":")
     module = __import__(module_name, fromlist=[function])
     failure: int = getattr(module, "FAILURE", 1)
     return _guard(console, failure, getattr(module, function), Session(console, command), arguments)
