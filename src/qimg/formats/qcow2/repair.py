@@ -51,8 +51,6 @@ _KNOWN_AUTOCLEAR = AUTOCLEAR_BITMAPS | AUTOCLEAR_DATA_FILE_RAW
 WATCHED = 1 << 20
 #: Runs of freed clusters that are remembered so that their space can be given back.
 _MOST_FREED = 1 << 20
-#: L1 entries that lie closer together are written together.
-_SPAN = 64 << 10
 
 
 def repair(
