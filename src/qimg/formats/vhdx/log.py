@@ -66,7 +66,7 @@ class _Reader:
         self._looked_at = 0
 
     def entries(self) -> dict[int, Entry]:
-        """All valid entries by their place in the log. Raises UnsupportedFeature, StorageError."""
+        """All valid entries by their place in the log. Raises FormatError, StorageError."""
         found = {}
         for start in self._candidates():
             entry = self._entry(start)
@@ -109,14 +109,17 @@ class _Reader:
                 f"The log holds more than {LIMIT} bytes", file=self.file.name, offset=self.offset
             )
         raw = self._read(start, length)
+        if not is_sealed(raw):
+            return None  # it was not written to its end
         changes = self._changes(raw, header, sectors)
-        if changes is None or not is_sealed(raw):
-            return None
+        if changes is None:
+            message = "The log is damaged: an entry's descriptors contradict it"
+            fail(self.file, message, "log descriptor", self.offset + start + LogHeader.SIZE)
         return Entry(start, header, changes)
 
     @staticmethod
     def _changes(raw: bytes, header: LogHeader, sectors: int) -> list[tuple[int, bytes | int]] | None:
-        """What the descriptors say; None where the entry is not valid."""
+        """What the descriptors of a whole entry say; None where they contradict it."""
         changes: list[tuple[int, bytes | int]] = []
         data = sectors * LOG_SECTOR
         for number in range(header.descriptors):
