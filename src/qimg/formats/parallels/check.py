@@ -6,6 +6,7 @@ from array import array
 
 from qimg.formats.base import CheckResult
 from qimg.formats.parallels.structs import IN_USE, Header, data_offset_is_valid
+from qimg.units import SECTOR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
