@@ -222,6 +222,17 @@ class BlockImage(Image):
         """Make a range without plain blocks, over a backing file or compressed, read as zeros."""
         raise NotSupported(f"Zeros cannot be stored in {self.format_name} images without writing them")
 
+    def clear_end(self) -> None:
+        """Before the disk grows: make what its last block holds behind its end read as zeros."""
+        behind = -self.size % self.cluster_size
+        if not behind:
+            return
+        (extent,) = self.extents(self.size - 1, 1)
+        if extent.flags & MAPPED:
+            assert extent.source is not None and extent.host is not None
+            if any(extent.source.read(extent.host + 1, behind)):
+                extent.source.zero(extent.host + 1, behind)
+
     # -- the end
 
     def levels(self) -> list[list[WordTable]]:

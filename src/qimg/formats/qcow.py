@@ -98,21 +98,19 @@ class QcowImage(BlockImage):
         self.granularity = SECTOR if fresh else self.cluster_size
         self.zero_init = new and file.zero_init
         self.code = BlockCode(self.cluster_size, unit=1, special={0: HOLE}, compressed=COMPRESSED)
-        l1 = WordTable(file, header.l1_table_offset, header.l1_entries, size=_WORD, big=True)
-        self._map = TwoLevels(
-            l1,
-            1 << header.l2_bits,
-            size=_WORD,
-            big=True,
-            place=self._place_table,
-            check=self._check_table,
-        )
+        self._map = self._new_map()
         self._pending = new
         self._end = header.l1_table_offset + round_up(_WORD * header.l1_entries, SECTOR) if new else file.size
         self._compress: Callable[[Bytes], bytes] | None = None
         self._decompress: Callable[[Bytes, int], bytes] | None = None
 
     # -- the map
+
+    def _new_map(self) -> TwoLevels:
+        header = self.header
+        l1 = WordTable(self.file, header.l1_table_offset, header.l1_entries, size=_WORD, big=True)
+        entries = 1 << header.l2_bits
+        return TwoLevels(l1, entries, size=_WORD, big=True, place=self._place_table, check=self._check_table)
 
     def pieces(self, first: int, last: int, *, create: bool) -> Iterator[tuple[int, WordTable, int, int]]:
         return self._map.pieces(first, last, create=create)
@@ -256,6 +254,8 @@ class QcowImage(BlockImage):
         if not self.file.fixed_size:
             self.file.resize(end)
             self.file.flush()
+        self._map = self._new_map()
+        self._end = self.file.size
 
 
 def _fail(file: Storage, header: Header, message: str, field: str, hint: str | None = None) -> NoReturn:

@@ -34,6 +34,10 @@ MIN_CLUSTER, MAX_CLUSTER = 4 << 10, 64 << 20
 TABLE_SIZES = (1, 2, 4, 8, 16)
 MAX_NAME = 4095
 ABSENT, ZERO_CLUSTER = 0, 1
+#: Clusters of a file that can be checked; each takes a byte of memory.
+MAX_CHECKED = 1 << 27
+#: Entries of a table that are looked at together.
+_STEP = 1 << 16
 _WORD = 8
 
 
@@ -168,9 +172,23 @@ class QedImage(BlockImage):
 
     def finish(self) -> None:
         if self._pending:
-            self.file.write(_pack(self.header, self.backing), 0)
+            self._write_header()
             self.file.flush()
             self._pending = False
+
+    def _write_header(self) -> None:
+        header, place = self.header, self.header.backing_offset
+        name = b"" if self.backing is None else self.backing.name.encode("utf-8", "surrogateescape")
+        if not name or place == Header.SIZE:
+            together = header.pack() + name
+            if len(together) > SECTOR:
+                self.file.write(together[SECTOR:], SECTOR)
+                self.file.flush()
+            self.file.write(together[:SECTOR], 0)
+            return
+        self.file.write(name, place)
+        self.file.flush()
+        self.file.write(header.pack(), 0)
 
     def resize(self, size: int, preallocation: str = "off", *, shown: int = 0) -> None:
         if preallocation != "off":
@@ -179,14 +197,18 @@ class QedImage(BlockImage):
             raise NotSupported("Shrinking images is currently not supported")
         if size % SECTOR or size > self.header.max_size:
             raise OptionError("Invalid image size specified", option="size")
-        old = self.size
-        self.size = size
-        if shown > old:
+        old, cluster = self.size, self.cluster_size
+        self.clear_end()
+        settle = getattr(size, "settle", None)
+        if settle is not None and old % cluster:
+            settle(old, shown > old)
+        first = round_up(old, cluster)
+        self.size = int(size)
+        if first < min(shown, size):
             # Whole clusters behind the old end hide what the backing file has there.
-            first = round_up(old, self.cluster_size)
-            if first < min(shown, size):
-                self.mark_zero(first, min(round_up(shown, self.cluster_size), size) - first)
-        self.header.image_size = size
+            self.mark_zero(first, min(round_up(shown, cluster), self.size) - first)
+        self.flush()
+        self.header.image_size = self.size
         self._pending = True
         self.flush()
 
@@ -195,16 +217,29 @@ class QedImage(BlockImage):
             raise NotSupported("Operation not supported")
         header = self.header
         name = b"" if backing is None else backing.name.encode("utf-8", "surrogateescape")
-        if len(name) > MAX_NAME or Header.SIZE + len(name) > header.header_size * header.cluster_size:
+        room = header.header_size * header.cluster_size
+        if len(name) > MAX_NAME or Header.SIZE + len(name) > room:
             raise LimitError("No space left in the file header")
+        if backing is not None:
+            header.backing_offset = self._name_place(len(name), room)
         header.features &= NEED_CHECK
-        header.backing_offset = header.backing_offset if backing is None else Header.SIZE
         header.backing_size = len(name)
         if backing is not None:
             header.features |= BACKING_FILE | (BACKING_RAW if backing.format == "raw" else 0)
         self.backing = backing
         self._pending = True
         self.flush()
+
+    def _name_place(self, length: int, room: int) -> int:
+        """Where a backing name goes: behind the header if one write of a sector can hold both, else where it
+        overwrites no other, so that the header alone switches."""
+        header = self.header
+        if Header.SIZE + length <= SECTOR or not header.features & BACKING_FILE:
+            return Header.SIZE
+        end = round_up(header.backing_offset + header.backing_size, SECTOR)
+        if end + length <= room:
+            return end
+        return SECTOR if SECTOR + length <= header.backing_offset else Header.SIZE
 
     # -- check
 
@@ -221,6 +256,8 @@ class _Check:
         self.result = CheckResult()
         self.size = image.cluster_size
         self.clusters = image.end // self.size
+        if self.clusters > MAX_CHECKED:
+            raise LimitError(f"The file is too large to check: {self.clusters} clusters")
         self.used = bytearray(self.clusters)
         self.allocated = self.fragmented = 0
 
@@ -265,17 +302,27 @@ class _Check:
 
     def _walk_l2(self, table: WordTable) -> None:
         last = 0
-        for index, host in enumerate(table.words(0, table.count)):
-            if host in (ABSENT, ZERO_CLUSTER):
-                continue
-            self.allocated += 1
-            self.fragmented += bool(last) and host != last + self.size
-            last = host
-            if not self.image.is_valid(host, self.size):
-                self._bad(table, index)
+        for first in range(0, table.count, _STEP):
+            words = table.words(first, min(first + _STEP, table.count))
+            for at, stop, _flags, place in self.image.code.runs(words):
+                if place is None:
+                    continue
+                self.allocated += stop - at
+                self.fragmented += bool(last) and place != last + self.size
+                last = words[stop - 1]
+                self._use_run(table, first + at, place, stop - at)
+            table.write()
+
+    def _use_run(self, table: WordTable, index: int, host: int, count: int) -> None:
+        """Count the clusters that `count` entries from `index` on lead to, the first of them at `host`."""
+        if self.image.is_valid(host, count * self.size):
+            self._use(host, count * self.size)
+            return
+        for number in range(count):
+            if self.image.is_valid(host + number * self.size, self.size):
+                self._use(host + number * self.size, self.size)
             else:
-                self._use(host, self.size)
-        table.write()
+                self._bad(table, index + number)
 
     def _bad(self, table: WordTable, index: int) -> None:
         self.result.corruptions += 1
@@ -290,11 +337,6 @@ class _Check:
             image.header.features &= ~NEED_CHECK
             image.file.write(image.header.pack(), 0)
         image.file.flush()
-
-
-def _pack(header: Header, backing: Reference | None) -> bytes:
-    name = b"" if backing is None else backing.name.encode("utf-8", "surrogateescape")
-    return header.pack() + name
 
 
 def _fail(

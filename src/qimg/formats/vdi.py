@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from qimg.errors import FormatError, LimitError, NotSupported
+from array import array
+
+from qimg.errors import CorruptImage, FormatError, LimitError, NotSupported
 from qimg.extent import MAPPED, ZERO, Runs
 from qimg.formats.base import CheckResult, Format, Measure
 from qimg.formats.blocks import BlockCode, BlockImage, pieces_of
@@ -86,7 +88,7 @@ class VdiImage(BlockImage):
             BLOCK, unit=BLOCK, base=header.data_offset, special={ABSENT: ZERO, DISCARDED: ZERO}
         )
         self._map = WordTable(file, header.map_offset, header.blocks, size=_WORD, big=False)
-        self._pending = new
+        self._new = new
         self._next: int | None = header.blocks_allocated if new else None  # data blocks in use
 
     def pieces(self, first: int, last: int, *, create: bool) -> Iterator[tuple[int, WordTable, int, int]]:
@@ -126,61 +128,122 @@ class VdiImage(BlockImage):
         return host, count
 
     def _used(self) -> int:
-        """Data blocks in use. The header's number may be too small, and then trusting it would overwrite."""
-        used = self.header.blocks_allocated
-        for _first, table, low, high in self.pieces(0, self.header.blocks, create=False):
+        """Data blocks in use, by the map: the header's number may be too small, and then trusting it would
+        overwrite blocks. Raises CorruptImage, StorageError."""
+        used = 0
+        for first, table, low, high in self.pieces(0, self.header.blocks, create=False):
             words = [word for word in table.words(low, high) if word < DISCARDED]
-            used = max(used, *words, 0) if not words else max(used, max(words) + 1)
+            used = max(used, 1 + max(words, default=-1))
+            if used > MAX_BLOCKS:
+                raise CorruptImage(
+                    f"Block index {used - 1} in the block map is too large",
+                    file=self.file.name,
+                    field="map",
+                    offset=self.header.map_offset + _WORD * first,
+                )
         return used
 
     def settle(self) -> None:
-        if self._next is not None and not self.file.fixed_size:
+        if self._next is None:
+            return
+        if self._next and not self.file.fixed_size:
             end = self.code.base + self._next * BLOCK
-            if self._next and self.file.size < end:
+            if self.file.size < end:
                 self.file.resize(end)
+        if not self._new and self.header.blocks_allocated != self._next:
+            # Before the map: the real program puts new blocks where this number says, so it must never be
+            # too small.
+            self.header.blocks_allocated = self._next
+            self.file.write(self.header.pack(), 0)
 
     def finish(self) -> None:
-        header = self.header
-        if self._next is not None and header.blocks_allocated != self._next:
-            header.blocks_allocated = self._next
-            self._pending = True
-        if self._pending:
-            self.file.write(header.pack(), 0)
+        if self._new:
+            self.header.blocks_allocated = self._next or 0
+            self.file.write(self.header.pack(), 0)
             self.file.flush()
-            self._pending = False
+            self._new = False
+
+    # -- growing
 
     def resize(self, size: int, preallocation: str = "off", *, shown: int = 0) -> None:
-        """Grow (qimg only): inside the room that the map has, or by moving nothing but the header's numbers
-        as long as the map's entries fit before the data."""
+        """Grow (qimg only). The map grows into the room behind it, or moves into the place of the first data
+        blocks, which go to the end before; one write of the header switches."""
         if preallocation != "off":
             raise NotSupported(f"Unsupported preallocation mode: {preallocation}")
-        size = round_up(size, SECTOR)
         if size < self.size:
             raise NotSupported("Shrinking images is currently not supported")
-        blocks = -(-size // BLOCK)
-        room = (self.header.data_offset - self.header.map_offset) // _WORD
-        if blocks > MAX_BLOCKS:
-            raise LimitError(f"The image size is too large for file format 'vdi' (at most {MAX_SIZE} bytes)")
-        if blocks > room:
-            self._make_room(blocks)
-        self._append_absent(blocks)
-        self.header.disk_size = self.size = size
-        self._pending = True
+        if size > MAX_SIZE:
+            text = f"Unsupported VDI image size (size is {int(size):#x}, max supported is {MAX_SIZE:#x})"
+            raise LimitError(text)
+        if self.file.fixed_size:
+            raise NotSupported("Cannot resize device files")
+        self.clear_end()
         self.flush()
+        header = self.header
+        size = round_up(size, SECTOR)
+        blocks = max(-(-size // BLOCK), header.blocks)
+        place, shift = header.map_offset, 0
+        if blocks > (header.data_offset - place) // _WORD:
+            place, shift = self._make_room(blocks)
+        table = self._longer_map(place, blocks, shift)
+        self.file.flush()
+        header.map_offset, header.blocks, header.disk_size = place, blocks, size
+        header.data_offset += shift * BLOCK
+        header.blocks_allocated = self._next or 0
+        self.file.write(header.pack(), 0)
+        self.file.flush()
+        self._map, self.size, self.code.base = table, size, header.data_offset
 
-    def _append_absent(self, blocks: int) -> None:
-        from array import array
+    def _make_room(self, blocks: int) -> tuple[int, int]:
+        """Free the first blocks of the data area for a map of `blocks` entries: (its place, how many)."""
+        length = round_up(_WORD * blocks, SECTOR)
+        place, shift = self.header.data_offset, -(-length // BLOCK)
+        if place + shift * BLOCK >= 1 << 32:
+            raise LimitError("The block map has no room for a disk of this size")
+        if self._next is None:
+            self._next = self._used()
+        self._next = max(self._next, shift)
+        for first, table, low, high in self.pieces(0, self.header.blocks, create=False):
+            for index, word in enumerate(table.words(low, high), first):
+                if word < shift:
+                    self._move_block(index, word)
+        self.flush()
+        self.file.zero(place, shift * BLOCK)
+        return place, shift
 
-        more = blocks - self.header.blocks
-        if more > 0:
-            fresh = WordTable(self.file, self.header.map_offset, blocks, size=_WORD, big=False)
-            fresh.put(self.header.blocks, array("I", [ABSENT]) * more)
-            self._map = fresh
-            self.header.blocks = blocks
+    def _move_block(self, index: int, word: int) -> None:
+        """Copy a data block to the end, and stage that it is there."""
+        assert self._next is not None
+        content = self.file.read(self.code.host(word), BLOCK)
+        host, _count = self.place(index, 1)
+        if any(content):
+            self.file.write(content, host)
+        self._map.put(index, self.code.words(host, 1, "I"))
 
-    def _make_room(self, blocks: int) -> None:
-        """The map is to grow into the data area: its first blocks move to the end, one by one."""
-        raise NotSupported("The block map has no room for a disk of this size")
+    def _longer_map(self, place: int, blocks: int, shift: int) -> WordTable:
+        """A map at `place` with the present entries, lowered by `shift`, and those of new blocks."""
+        old = self.header.blocks
+        if self._next is None:
+            self._next = self._used()
+        self._next -= shift
+        table = WordTable(self.file, place, blocks, size=_WORD, big=False)
+        if shift:
+            for first, source, low, high in self.pieces(0, old, create=False):
+                words = source.words(low, high)
+                table.put(first, array("I", (w - shift if w < DISCARDED else w for w in words)))
+                table.write()
+        for first in range(old, blocks, 1 << 16):
+            count = min(1 << 16, blocks - first)
+            words = array("I", [ABSENT]) * count
+            if self.header.type == STATIC:
+                words = array("I", range(self._next, self._next + count))
+                self._next += count
+            table.put(first, words)
+            table.write()
+        if self.header.type == STATIC:
+            end = self.header.data_offset + (self._next + shift) * BLOCK
+            self.file.resize(max(self.file.size, end))
+        return table
 
     # -- check
 
@@ -188,28 +251,42 @@ class VdiImage(BlockImage):
         if fix is not None:
             raise NotSupported("This image format does not support checks")
         result = CheckResult()
-        seen: set[int] = set()
         allocated = 0
         blocks = self.header.blocks
-        for first, table, low, high in self.pieces(0, blocks, create=False):
-            for number, word in enumerate(table.words(low, high), first):
-                if word >= DISCARDED:
-                    continue
-                if word >= blocks:
-                    report(f"ERROR: block index {number} too large, is {word}")
-                    result.corruptions += 1
-                    continue
-                allocated += 1
-                if word in seen:
-                    report(f"ERROR: block index {word} also used by {word}")
-                    result.corruptions += 1
-                seen.add(word)
+        seen = bytearray(-(-blocks // 8))
+        for base, table, low, high in self.pieces(0, blocks, create=False):
+            words = table.words(low, high)
+            for at, stop, _flags, host in self.code.runs(words):
+                if host is not None:
+                    allocated += self._check_run(base + at, words[at:stop], seen, report, result)
         if allocated != self.header.blocks_allocated:
             report(
                 f"ERROR: allocated blocks mismatch, is {allocated}, should be {self.header.blocks_allocated}"
             )
             result.corruptions += 1
         return result
+
+    def _check_run(
+        self,
+        first: int,
+        words: array[int],
+        seen: bytearray,
+        report: Callable[[str], None],
+        result: CheckResult,
+    ) -> int:
+        """Look at the entries `words` of blocks from `first` on; how many lie where blocks can lie."""
+        allocated = 0
+        for number, word in enumerate(words, first):
+            if word >= self.header.blocks:
+                report(f"ERROR: block index {number} too large, is {word}")
+                result.corruptions += 1
+                continue
+            allocated += 1
+            if seen[word >> 3] >> (word & 7) & 1:
+                report(f"ERROR: block index {word} also used by {word}")
+                result.corruptions += 1
+            seen[word >> 3] |= 1 << (word & 7)
+        return allocated
 
 
 def _fail(file: Storage, header: Header, message: str, field: str, expected: object = None) -> NoReturn:
@@ -260,6 +337,9 @@ def parse(file: Storage) -> Header:
     for is_wrong, what, field in wrong:
         if is_wrong:
             _fail(file, header, f"unsupported VDI image ({what})", field)
+    if header.map_offset + _WORD * header.blocks > round_up(file.size, SECTOR):
+        text = "unsupported VDI image (block map reaches past the end of the file)"
+        _fail(file, header, text, "map_offset")
     if header.map_offset < Header.SIZE or header.map_offset + _WORD * header.blocks > header.data_offset:
         _fail(file, header, "unsupported VDI image (block map overlaps header or data)", "map_offset")
     return header

@@ -6,6 +6,8 @@ table (BAT), blocks, the footer. A block is a bitmap of its sectors and its data
 
 from __future__ import annotations
 
+from errno import EFBIG, EINVAL
+
 from qimg.errors import CorruptImage, FormatError, LimitError, NotSupported, OptionError, StorageError
 from qimg.extent import HOLE, MAPPED, ZERO, Extent, Runs
 from qimg.formats.base import Format, Image, Measure, Reference
@@ -208,13 +210,14 @@ class FixedImage(Image, _Growing):
         _check_resize(self, size, preallocation, self.file)
         if size == self.size:
             return
-        old = self.size
-        self._set_size(size)
-        # The new footer first: until the old one is gone, the file has the wrong length for it.
-        self.file.resize(size)
+        # The file has to end with a footer at any time. The old one lies where the guest will read zeros, so
+        # it may go only when there is a copy at the new end; the copy says the new size last.
         self.file.write(sealed(self.footer), size)
         self.file.flush()
-        self.file.zero(old, min(SECTOR, size - old))
+        self.file.zero(self.size, SECTOR)
+        self.file.flush()
+        self._set_size(size)
+        self.file.write(sealed(self.footer), size)
         self.file.flush()
         self.size = size
 
@@ -261,9 +264,12 @@ class DynamicImage(BlockImage, _Growing):
         return [[self._bat]]
 
     def validate(self, block: int, count: int, host: int) -> None:
-        if host < _BAT_OFFSET + self.bitmap_size:
+        header, first = self.header, host - self.bitmap_size
+        bat = header.bat_offset, header.bat_offset + _WORD * header.max_entries
+        tables = (0, SECTOR), (self.footer.data_offset, self.footer.data_offset + DynamicHeader.SIZE), bat
+        if any(first < end and start < first + self.code.stride for start, end in tables):
             raise CorruptImage(
-                f"Block {block} lies at {host:#x}, inside the header",
+                f"Block {block} lies at {host:#x}, inside the metadata",
                 file=self.file.name,
                 field="bat",
                 offset=self.header.bat_offset + _WORD * block,
@@ -286,6 +292,7 @@ class DynamicImage(BlockImage, _Growing):
         """Where the next block goes: behind all others, over the footer."""
         if self._end is None:
             end = self.header.bat_offset + round_up(_WORD * self.header.max_entries, SECTOR)
+            end = max(end, self.footer.data_offset + DynamicHeader.SIZE)
             for _first, table, low, high in self.pieces(0, self.header.max_entries, create=False):
                 placed = [word for word in table.words(low, high) if word != ABSENT]
                 if placed:
@@ -317,9 +324,15 @@ class DynamicImage(BlockImage, _Growing):
             self.file.write(sealed(self.footer), 0)
             self.file.flush()
             self._pending = False
+        if self._footer_at is not None and not self.file.fixed_size:
+            # What a crash left behind the footer belongs to nobody.
+            end = self._footer_at + SECTOR
+            if self.file.size > end:
+                self.file.resize(end)
 
     def resize(self, size: int, preallocation: str = "off", *, shown: int = 0) -> None:
         _check_resize(self, size, preallocation, self.file)
+        self.clear_end()
         self.flush()
         entries = -(-size // self.cluster_size)
         if entries > self.header.max_entries:
@@ -356,8 +369,16 @@ class DifferencingImage(DynamicImage):
     ) -> None:
         super().__init__(file, footer, header, size)
         self.can_write = False
-        self.backing = parent
+        self.backing: Reference | None = parent
         self.code.special = {ABSENT: HOLE}
+
+    def meet_backing(self, below: Image) -> None:
+        footer = getattr(below, "footer", None)
+        if self.backing is not None and (footer is None or footer.uuid != self.header.parent_uuid):
+            self.distrust = StorageError(
+                f"'{below.file.name}' is not the parent that '{self.file.name}' was made on top of",
+                errno=EINVAL,
+            )
 
     def _add(self, runs: Runs, block: int, count: int, flags: int, host: int | None) -> None:
         if host is None:
@@ -440,8 +461,6 @@ def virtual_size(footer: Footer, mode: str | None) -> int:
     """Guest bytes (section 3). `mode`: ``chs`` or ``current_size`` forces one of the two ways.
 
     Raises StorageError (EFBIG)."""
-    from errno import EFBIG
-
     by_geometry = footer.creator_app in _BY_GEOMETRY
     if mode is not None:
         by_geometry = mode == "chs"
