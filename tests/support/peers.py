@@ -23,6 +23,8 @@ PACKAGES = {
     "nbdcopy": "libnbd-bin",
     "nbdinfo": "libnbd-bin",
     "mkfs.ext4": "e2fsprogs",
+    "7z": "p7zip-full",
+    "vmdkinfo": "libvmdk-utils",
 }
 
 SKIP_PREFIX = "needs "

@@ -17,7 +17,7 @@ from qimg.formats.vmdk.structs import SECTOR, ZERO_GRAIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from qimg.formats.vmdk.sparse import SparsePart
 
@@ -54,12 +54,6 @@ def check_grains(part: SparsePart, report: Report, first_sector: int) -> int:
     return found.total
 
 
-def _places(part: SparsePart) -> Iterator[tuple[int, array[int]]]:
-    """(number of the first grain, entries) of all grain tables, in order."""
-    for first, table, low, high in part.pieces(0, part.geometry.grains, create=False):
-        yield first, table.words(low, high)
-
-
 def _is_place(part: SparsePart, word: int) -> bool:
     return word > ZERO_GRAIN or (word == ZERO_GRAIN and not part.geometry.zeroed_grain)
 
@@ -68,7 +62,7 @@ def _find_beyond(part: SparsePart, report: Report, first_sector: int) -> int:
     """How many grains have a place. Raises StorageError for one behind the end of the file."""
     end = -(-part.file.size // SECTOR)
     count = 0
-    for first, words in _places(part):
+    for first, words in part.filled():
         if max(words) >= end:
             number = next(at for at, word in enumerate(words) if word >= end) + first
             sector = first_sector + number * (part.geometry.grain // SECTOR)
@@ -105,7 +99,7 @@ def _same(part: SparsePart, word: int, copy: int, size: int) -> bool:
 def _check_metadata(part: SparsePart, found: _Count, first_sector: int) -> None:
     """No grain lies in front of where data begins."""
     start = part.geometry.data_start // SECTOR
-    for first, words in _places(part):
+    for first, words in part.filled():
         # Sound tables have nothing but zeros (and marks of zeros) below.
         if min(words, default=0) >= start:
             continue
@@ -134,6 +128,6 @@ def _check_overlaps(part: SparsePart, found: _Count, count: int) -> None:
 def _sorted(part: SparsePart, low: int, high: int) -> list[int]:
     """Places in ``low .. high``, ascending."""
     kept = array("I")
-    for _first, words in _places(part):
+    for _first, words in part.filled():
         kept.extend([word for word in words if low <= word < high and _is_place(part, word)])
     return sorted(kept)

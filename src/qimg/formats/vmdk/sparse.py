@@ -16,11 +16,12 @@ from qimg.formats.base import Reference
 from qimg.formats.blocks import STAGE_LIMIT, BlockCode, BlockImage
 from qimg.formats.vmdk.part import Part
 from qimg.formats.vmdk.structs import MAX_SECTOR, SECTOR, ZERO_GRAIN
-from qimg.formats.vmdk.tables import Tables
+from qimg.formats.vmdk.tables import PIECE, Tables
 from qimg.units import round_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable, Iterator
 
     from qimg.formats.tables import WordTable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 #: All bits of a table entry.
 _ANY = 0xFFFFFFFF
+_ZEROS = bytes(4 * PIECE)
 
 
 class SparsePart(Part, BlockImage):
@@ -106,9 +108,16 @@ class SparsePart(Part, BlockImage):
         """The end of what the file holds and of what its tables name: a file that was cut off must not get
         new grains where an old one was."""
         end = 0 if self.file.fixed_size else self.file.size
-        for _first, table, low, high in self.pieces(0, self.geometry.grains, create=False):
-            end = max(end, max(table.words(low, high)) * SECTOR + self.cluster_size)
+        for _first, words in self.filled():
+            end = max(end, max(words) * SECTOR + self.cluster_size)
         return max(end, self.geometry.data_start)
+
+    def filled(self) -> Iterator[tuple[int, array[int]]]:
+        """(number of the first grain, entries) of all pieces of the tables that do not consist of zeros."""
+        for first, table, low, high in self.pieces(0, self.geometry.grains, create=False):
+            words = table.words(low, high)
+            if words.tobytes() != _ZEROS[: 4 * len(words)]:
+                yield first, words
 
     def _add_table(self, number: int) -> None:
         size = self.geometry.table_bytes

@@ -7,10 +7,12 @@ are written from front to back without a step backwards (`FreshStream`).
 
 from __future__ import annotations
 
+import errno
 from array import array
 
 from qimg.codec import CodecError, codec
 from qimg.errors import CorruptImage, NotSupported, StorageError
+from qimg.extent import COMPRESSED
 from qimg.formats.vmdk.sparse import SparsePart
 from qimg.formats.vmdk.structs import GRAIN_MARKER, SECTOR, Marker
 from qimg.formats.vmdk.writing import BatchWriter
@@ -129,11 +131,7 @@ class StreamPart(SparsePart):
         block = guest // self.cluster_size
         (_first, table, low, _high), *_ = self.pieces(block, block + 1, create=True)
         if table.words(low, low + 1)[0]:
-            import errno
-
-            raise StorageError(
-                "Could not write to allocated cluster for streamOptimized", errno=errno.EIO, offset=guest
-            )
+            raise _written(guest)
         record = with_marker(guest, data)
         host = self.take(round_up(len(record), SECTOR), SECTOR)
         self._writer.put(host, record)
@@ -142,9 +140,19 @@ class StreamPart(SparsePart):
     def allocate(self, start: int, length: int) -> list[Extent]:
         raise NotSupported("Compressed extents take whole compressed grains only")
 
+    def zero_absent(self, start: int, length: int) -> None:
+        if any(extent.flags & COMPRESSED for extent in self.extents(start, length)):
+            raise _written(start)
+        super().zero_absent(start, length)
+
     def settle(self) -> None:
         self._writer.flush()
         super().settle()
+
+
+def _written(guest: int) -> StorageError:
+    message = "Could not write to allocated cluster for streamOptimized"
+    return StorageError(message, errno=errno.EIO, offset=guest)
 
 
 def marker(value: int, type: int) -> bytes:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _PAGE = 1 << 14
 _PAGES = 4
 #: Words given at once.
-_PIECE = 1 << 16
+PIECE = 1 << 16
 _WORD = 4
 
 
@@ -138,7 +138,7 @@ class Tables:
                 start, count, table = self._segment(number)
             # Tables whose words do not fill their sectors are taken one by one.
             stop = start + count if padded == per else number + 1
-            end = min(last, stop * per, first + _PIECE)
+            end = min(last, stop * per, first + PIECE)
             if table is not None:
                 if make is not None:
                     self._touched[start] = table
