@@ -426,9 +426,10 @@ class Builder:
             values, writable=mode.writable, cache=mode.cache, discard=mode.discard, context=self.context
         )
         try:
-            plain = None if significant else storage.name
-            node = Node(driver, storage, location, plain, describe(driver, significant, None))
-            if named:
+            told: dict[str, Json] = {**(storage.description or {})}
+            plain = None if significant or told else storage.name
+            node = Node(driver, storage, location, plain, describe(driver, told or significant, None))
+            if named and not told:
                 node.description["filename"] = storage.name
             node.check_left()
             if mode.blocked:

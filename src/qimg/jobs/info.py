@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qimg.storage.base import Storage
 
 #: Protocols that do not say whether they are dirty.
-_TELL_NOTHING = ("nbd", "null-aio", "null-co")
+_TELL_NOTHING = ("nbd", "null-aio", "null-co", "vvfat")
 
 
 class ImageInfo:

@@ -55,7 +55,7 @@ def _entry(extent: Extent) -> MapEntry:
         is_zero(extent),
         is_data(extent),
         bool(extent.flags & COMPRESSED),
-        extent.host,
+        extent.host if source is None or source.addressed else None,
         None if source is None else source.name,
     )
 

@@ -78,6 +78,10 @@ class Storage:
     fixed_size: bool = False
     #: What is written can be read again; False: a place where `map` finds neither data nor holes.
     keeps_data: bool = True
+    #: Offsets in the place mean something outside of it; False: `map` shows none.
+    addressed: bool = True
+    #: The options, and the driver, that describe a place which no plain name does; None: `name` does.
+    description: dict[str, Value] | None = None
     #: Options of opening (``json:``, ``--image-opts``), names as users write them.
     open_options: ClassVar[tuple[Option, ...]] = ()
     #: Options of creation, in the order in which they follow the format's own.

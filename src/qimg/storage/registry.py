@@ -42,7 +42,7 @@ STORAGES: dict[str, str | None] = {
     "snapshot-access": None,
     "ssh": None,
     "throttle": None,
-    "vvfat": None,
+    "vvfat": "qimg.storage.vvfat:VvFat",
 }
 
 # What may stand before the first colon of a file name (protocols sheet 1) -> the storage's name.
