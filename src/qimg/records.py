@@ -16,7 +16,7 @@ def record(name: str, fields: tuple[str, ...], defaults: tuple[object, ...] = ()
     """
     arguments = ", ".join(fields)
     create = eval(  # so that a call costs what a call of a lambda costs, as with namedtuple
-        f"lambda cls, {arguments}: new(cls, ({arguments},))", {"new": tuple.__new__}
+        f"lambda _class, {arguments}: _new(_class, ({arguments},))", {"_new": tuple.__new__}
     )
     create.__defaults__ = defaults
 

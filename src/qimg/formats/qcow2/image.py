@@ -89,7 +89,7 @@ class Qcow2Image(Image):
         """Snapshot table and bitmap directory: damage there keeps an image from being opened."""
         header = self.header
         if header.header.nb_snapshots and not for_check:
-            self._snapshot_table()
+            self.snapshot_table()
         if header.bitmaps is not None:
             from qimg.formats.qcow2.bitmap import open_bitmaps
 
@@ -184,7 +184,8 @@ class Qcow2Image(Image):
 
     # -- what else it holds
 
-    def _snapshot_table(self) -> SnapshotTable:
+    def snapshot_table(self) -> SnapshotTable:
+        """The snapshot table, read on first use. Raises FormatError, StorageError."""
         if self._snapshots is None:
             from qimg.formats.qcow2.snapshot import read_snapshots
 
@@ -194,12 +195,12 @@ class Qcow2Image(Image):
     def snapshots(self) -> list[SnapshotInfo]:
         if not self.header.header.nb_snapshots or self.header.has_data_file:
             return []
-        return [snapshot.info() for snapshot in self._snapshot_table().snapshots]
+        return [snapshot.info() for snapshot in self.snapshot_table().snapshots]
 
     def load_snapshot(self, *, id: str | None = None, name: str | None = None) -> None:
         found = None
         if self.header.header.nb_snapshots:
-            found = self._snapshot_table().find(id, name)
+            found = self.snapshot_table().find(id, name)
         if found is None:
             raise QimgError("Can't find snapshot")
         from qimg.formats.qcow2.snapshot import validate_l1

@@ -9,7 +9,7 @@ from array import array
 from bisect import bisect_left
 from struct import unpack
 
-from qimg.formats.qcow2.structs import MAX_L1_BYTES, OFFSET_MASK, SnapshotEntry
+from qimg.formats.qcow2.structs import MAX_L1_BYTES, OFFSET_MASK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,10 +57,11 @@ def _single(image: WritableQcow2) -> Iterator[tuple[int, int, str]]:
     yield header.l1_table_offset, header.l1_size * 8, "active L1 table"
     table = header.refcount_table_clusters * parsed.cluster_size
     yield header.refcount_table_offset, table, "refcount table"
-    yield header.snapshots_offset, header.nb_snapshots * SnapshotEntry.SIZE, "snapshot table"
+    if header.nb_snapshots:
+        yield header.snapshots_offset, image.snapshot_table().length, "snapshot table"
     if parsed.bitmaps is not None:
         yield parsed.bitmaps.directory_offset, parsed.bitmaps.directory_size, "bitmap directory"
-    for snapshot in image.snapshot_entries():
+    for snapshot in image.snapshot_table().snapshots:
         entry = snapshot.entry
         yield entry.l1_table_offset, min(entry.l1_size * 8, MAX_L1_BYTES), "inactive L1 table"
 

@@ -133,7 +133,7 @@ class WritableQcow2(Qcow2Image):
 
     def snapshot_entries(self) -> list[Snapshot]:
         """The snapshot table."""
-        return self._snapshot_table().snapshots if self.header.header.nb_snapshots else []
+        return self.snapshot_table().snapshots if self.header.header.nb_snapshots else []
 
     def _begin(self) -> None:
         """Before the first change: what only programs that know it may leave standing is cleared."""
