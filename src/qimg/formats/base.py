@@ -109,6 +109,7 @@ class Image:
     format_name  the driver's name, as ``file format:`` prints it.
     size         guest bytes; a multiple of 512.
     cluster_size allocation unit in bytes, None for formats without one.
+    shows_cluster_size  `info` tells `cluster_size`.
     granularity  smallest unit that `allocate` takes (a subcluster with extended L2), 1 for raw.
     backing      what the header names, or None. The graph decides whether to open it.
     data_file    what holds the guest's data when it is not `file`; attach it with `attach_data_file`.
@@ -124,6 +125,7 @@ class Image:
     file: Storage
     size: int
     cluster_size: int | None = None
+    shows_cluster_size: bool = True
     granularity: int = 1
     backing: Reference | None = None
     data_file: Reference | None = None

@@ -17,7 +17,7 @@ FORMATS: dict[str, str | None] = {
     "cloop": "qimg.formats.cloop:Cloop",
     "dmg": "qimg.formats.dmg:Dmg",
     "luks": None,
-    "parallels": None,
+    "parallels": "qimg.formats.parallels.format:Parallels",
     "qcow": "qimg.formats.qcow:Qcow",
     "qcow2": "qimg.formats.qcow2.format:Qcow2",
     "qed": "qimg.formats.qed:Qed",

@@ -52,7 +52,8 @@ def describe(layer: Layer) -> ImageInfo:
     image = layer.image
     found = ImageInfo(layer.filename, image.format_name, image.size)
     found.actual_size = _actual_size(image)
-    found.cluster_size = image.cluster_size
+    if image.shows_cluster_size:
+        found.cluster_size = image.cluster_size
     found.encrypted = image.encrypted
     found.dirty = image.dirty
     if image.backing is not None:

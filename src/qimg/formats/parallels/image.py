@@ -28,6 +28,7 @@ class ParallelsImage(BlockImage):
     """One image."""
 
     format_name = "parallels"
+    shows_cluster_size = False
     can_mark_zero = True
 
     def __init__(self, file: Storage, header: Header, context: Context, *, new: bool = False) -> None:
