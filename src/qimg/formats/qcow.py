@@ -90,7 +90,7 @@ class QcowImage(BlockImage):
         self.file = file
         self.header = header
         self.size = header.size // SECTOR * SECTOR
-        self.cluster_size = 1 << header.cluster_bits
+        self.cluster_size = self.lookup_span = 1 << header.cluster_bits
         self.backing = backing
         self.encrypted = header.crypt_method != CRYPT_NONE
         self.can_write = not new
@@ -348,6 +348,8 @@ class Qcow(Format):
         )
 
     def validate_create(self, size: int, options: dict[str, Value]) -> None:
+        if options.get("preallocation") == "metadata":
+            raise NotSupported("Unsupported preallocation mode: metadata")
         if size == 0:
             raise OptionError("Image size is too small, cannot be zero length", option="size")
         if options.get("encryption") or options.get("encrypt.format") is not None:

@@ -7,6 +7,7 @@ before the tables that lead to it, so the bit that asks for a check after a cras
 from __future__ import annotations
 
 from array import array
+from errno import EINVAL
 
 from qimg.errors import CorruptImage, FormatError, LimitError, NotSupported, OptionError, UnsupportedFeature
 from qimg.extent import HOLE, ZERO
@@ -77,6 +78,8 @@ class QedImage(BlockImage):
 
     format_name = "qed"
     can_mark_zero = True
+    #: The bit that asks for a check is never shown.
+    dirty = False
 
     def __init__(
         self, file: Storage, header: Header, backing: Reference | None, *, new: bool = False
@@ -86,12 +89,12 @@ class QedImage(BlockImage):
         self.header = header
         self.size = header.image_size
         self.cluster_size = header.cluster_size
+        self.lookup_span = header.entries * header.cluster_size
         self.backing = backing
         whole = backing is not None or file.fixed_size
         self.granularity = header.cluster_size if whole else SECTOR
         self.can_write = not new
         self.zero_init = new and file.zero_init
-        self.dirty = bool(header.features & NEED_CHECK)
         self.code = BlockCode(header.cluster_size, unit=1, special={ABSENT: HOLE, ZERO_CLUSTER: ZERO})
         l1 = WordTable(file, header.l1_table_offset, header.entries, size=_WORD, big=False)
         self._map = TwoLevels(
@@ -131,9 +134,11 @@ class QedImage(BlockImage):
             self._corrupt("Cluster offset", host, block * self.cluster_size)
 
     def _corrupt(self, what: str, host: int, guest: int) -> NoReturn:
-        raise CorruptImage(
-            f"Invalid argument: {what} {host:#x} is not valid", file=self.file.name, offset=host, guest=guest
+        error = CorruptImage(
+            f"{what} {host:#x} is not valid", file=self.file.name, offset=host, guest=guest
         )
+        error.errno = EINVAL
+        raise error
 
     # -- writing
 
@@ -213,6 +218,8 @@ class QedImage(BlockImage):
         self.flush()
 
     def change_backing(self, backing: Reference | None) -> None:
+        if backing is None and self.backing is None:
+            return
         if self.header.compat_features:
             raise NotSupported("Operation not supported")
         header = self.header
@@ -402,7 +409,7 @@ class Qed(Format):
         Option("backing_file", STR, None, "File name of a base image"),
         Option("backing_fmt", STR, None, "Image format of the base image"),
         Option("cluster_size", SIZE, 65536, "Cluster size (in bytes)"),
-        Option("table_size", SIZE, 4, "L1/L2 table size (in clusters)"),
+        Option("table_size", SIZE, None, "L1/L2 table size (in clusters)"),
     )
     can_create = True
     can_check = True
@@ -426,7 +433,6 @@ class Qed(Format):
             if result.corruptions > result.corruptions_fixed:
                 raise FormatError("Image corrupted", file=file.name)
             header.features &= ~NEED_CHECK
-            image.dirty = False
         return image
 
     def _header(self, size: int, options: dict[str, Value]) -> Header:
@@ -456,6 +462,8 @@ class Qed(Format):
         return header
 
     def validate_create(self, size: int, options: dict[str, Value]) -> None:
+        if options.get("preallocation") == "metadata":
+            raise NotSupported("Unsupported preallocation mode: metadata")
         header = self._header(size, options)
         name = str(options.get("backing_file", "")).encode("utf-8", "surrogateescape")
         if len(name) > MAX_NAME or Header.SIZE + len(name) > header.cluster_size:

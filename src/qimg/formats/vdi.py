@@ -73,6 +73,7 @@ class VdiImage(BlockImage):
 
     format_name = "vdi"
     cluster_size = BLOCK
+    lookup_span = BLOCK
     can_mark_zero = True
     dirty = False
 

@@ -578,6 +578,8 @@ class Vpc(Format):
         return image
 
     def validate_create(self, size: int, options: dict[str, Value]) -> None:
+        if options.get("preallocation") == "metadata":
+            raise NotSupported("Unsupported preallocation mode: metadata")
         kind = options.get("subformat")
         if kind not in (None, "dynamic", "fixed"):
             raise OptionError(f"Parameter 'subformat' does not accept value '{kind}'", option="subformat")
