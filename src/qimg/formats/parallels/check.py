@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 
 from qimg.formats.base import CheckResult
+from qimg.formats.parallels.extension import extension_end
 from qimg.formats.parallels.structs import IN_USE, Header, data_offset_is_valid
 from qimg.units import SECTOR
 
@@ -53,17 +54,22 @@ class Checker:
 
     def _data_offset(self) -> None:
         header = self.image.header
-        if data_offset_is_valid(header, self.image.file.size):
+        if not data_offset_is_wrong(self.image):
             return
         if self._found("data_off field has incorrect value", repair=self.fix == "all"):
             header.data_offset = header.least_data_offset // SECTOR
             value = header.data_offset.to_bytes(4, "little")
+            if not self.image.file.fixed_size and self.image.file.size < header.least_data_offset:
+                self.image.file.resize(header.least_data_offset)
+                self.image.file.flush()
             self.image.file.write(value, Header.offset_of("data_offset"))
 
     def _places(self) -> int:
         """Clusters outside the file or inside the header; the end of the last one in the file."""
         image = self.image
-        end = first = image.header.data_start()
+        first = image.header.least_data_offset
+        end = max(first, min(image.header.data_start(), image.file.size))
+        end = max(end, extension_end(image.file, image.header))
         bat = image.levels()[0][0]
         for number, word in image.words():
             host = image.code.host(word)
@@ -92,14 +98,13 @@ class Checker:
     def _duplicates(self) -> None:
         image = self.image
         bat = image.levels()[0][0]
-        seen: set[int] = set()
+        seen = _Seen()
         for number, word in image.words():
-            if word not in seen:
-                seen.add(word)
+            if seen.add(image.code.host(word) // self.size):
                 continue
             if self._found(f"duplicate offset in BAT entry {number}", repair=self.fix == "all"):
                 place, _count = image.place(number, 1)
-                image.file.write(image.file.read(image.code.host(word), self.size), place)
+                image.copy_cluster(image.code.host(word), place)
                 image.settle()
                 image.file.flush()
                 bat.put(number, array("I", [image.code.word(place)]))
@@ -120,13 +125,40 @@ class Checker:
         result.image_end_offset = end
 
 
+class _Seen:
+    """A set of numbers, most of them near each other."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, int] = {}
+
+    def add(self, number: int) -> bool:
+        """Put it in; whether it was not there."""
+        part, bit = number >> 8, 1 << (number & 255)
+        held = self._parts.get(part, 0)
+        self._parts[part] = held | bit
+        return not held & bit
+
+
+def data_offset_is_wrong(image: ParallelsImage) -> bool:
+    """Whether data cannot begin where the header says. Where clusters lie before it, they are right: trusting
+    the header instead would cost them."""
+    header = image.header
+    if not data_offset_is_valid(header, image.file.size):
+        return True
+    start, least = header.data_start(), header.least_data_offset
+    if start == least:
+        return False
+    return any(least <= image.code.host(word) < start for _number, word in image.words())
+
+
 def is_damaged(image: ParallelsImage) -> bool:
-    """Whether clusters lie outside the file or are used twice."""
-    first, end = image.header.data_start(), image.file.size
-    seen: set[int] = set()
+    """Whether clusters lie outside the file or are used twice, or the data area is not where it can be."""
+    first, end = image.header.least_data_offset, image.file.size
+    if data_offset_is_wrong(image):
+        return True
+    seen = _Seen()
     for _number, word in image.words():
         host = image.code.host(word)
-        if host < first or host + image.cluster_size > end or word in seen:
+        if host < first or host + image.cluster_size > end or not seen.add(host // image.cluster_size):
             return True
-        seen.add(word)
     return False

@@ -20,8 +20,10 @@ MAGIC = 0xAB234CEF23DCEA87
 BITMAP = 0x20385FAE252CB34A
 ALL_CLEAR, ALL_SET = 0, 1
 _FEATURE_END = 0
-#: Bytes of one bitmap at most: a bit for each sector of the largest disk would be more than anyone has.
-MAX_BITMAP = 512 << 20
+#: Bytes of all bitmaps, and of the cluster that describes them, at most: more than anyone has, and no file of
+#: a few bytes may ask for more.
+MAX_BITMAPS = 64 << 20
+MAX_CLUSTER = 64 << 20
 
 
 class ExtensionHeader(Struct, order="<"):
@@ -53,7 +55,27 @@ def read_bitmaps(file: Storage, header: Header) -> list[BitmapData]:
     """The bitmaps of the image's format extension. Raises FormatError, StorageError."""
     if not header.ext_offset:
         return []
-    return _Reader(file, header).run()
+    reader = _Reader(file, header)
+    return [reader.load(*found) for found in reader.run()]
+
+
+def validate(file: Storage, header: Header) -> None:
+    """Raises FormatError where the format extension is not as it should be; reads no bitmap's contents."""
+    if header.ext_offset:
+        _Reader(file, header).run()
+
+
+def extension_end(file: Storage, header: Header) -> int:
+    """End of the last cluster that the format extension uses, in bytes; 0: there is none. An extension that
+    cannot be read may use the whole file."""
+    if not header.ext_offset:
+        return 0
+    try:
+        reader = _Reader(file, header)
+        places = [word for _feature, words in reader.run() for word in words if word > ALL_SET]
+    except FormatError:
+        return file.size
+    return max([header.ext_offset, *places]) * SECTOR + header.cluster_size
 
 
 class _Reader:
@@ -63,14 +85,17 @@ class _Reader:
         self.file = file
         self.header = header
         self.start = header.ext_offset * SECTOR
+        self._total = 0
+        if header.cluster_size > MAX_CLUSTER:
+            raise self.fail(f"A Format Extension of {header.cluster_size} bytes is too large", 0)
         self.cluster = bytes(file.read(self.start, header.cluster_size))
 
     def fail(self, message: str, at: int) -> FormatError:
         """An error about what stands at byte `at` of the extension."""
         return FormatError(message, file=self.file.name, field="extension", offset=self.start + at)
 
-    def run(self) -> list[BitmapData]:
-        """Read all features."""
+    def run(self) -> list[tuple[BitmapFeature, tuple[int, ...]]]:
+        """All bitmaps and their L1 tables."""
         from hashlib import md5
 
         size = len(self.cluster)
@@ -81,7 +106,7 @@ class _Reader:
             )
         if md5(self.cluster[ExtensionHeader.SIZE :], usedforsecurity=False).digest() != head.md5:
             raise self.fail("Wrong checksum in Format Extension header. Format extension is corrupted.", 8)
-        found: list[BitmapData] = []
+        found: list[tuple[BitmapFeature, tuple[int, ...]]] = []
         at = ExtensionHeader.SIZE
         while at + Feature.SIZE <= size:
             feature = Feature.unpack(self.cluster, at)
@@ -98,7 +123,7 @@ class _Reader:
             at = (at + feature.data_size + 7) & ~7
         return found
 
-    def _bitmap(self, at: int, length: int) -> BitmapData:
+    def _bitmap(self, at: int, length: int) -> tuple[BitmapFeature, tuple[int, ...]]:
         if length < BitmapFeature.SIZE:
             raise self.fail("Bitmaps feature corrupted: it is too short", at)
         feature = BitmapFeature.unpack(self.cluster, at)
@@ -113,8 +138,7 @@ class _Reader:
             raise self.fail("Bitmaps feature corrupted: the granularity is no power of two", at)
         if feature.l1_size * 8 > length - BitmapFeature.SIZE:
             raise self.fail("Bitmaps feature corrupted: l1 table exceeds extension data_size", at)
-        bits = -(-feature.size // feature.granularity)
-        size = -(-bits // 8)
+        size = _bytes_of(feature)
         expected = -(-size // header.cluster_size)
         if feature.l1_size != expected:
             raise self.fail(
@@ -122,12 +146,16 @@ class _Reader:
                 f" Expected {expected}",
                 at,
             )
-        if size > MAX_BITMAP:
-            raise self.fail(f"A bitmap of {size} bytes is too large", at)
-        words = unpack(f"<{feature.l1_size}Q", self.cluster[at + BitmapFeature.SIZE :][: 8 * feature.l1_size])
-        return BitmapData(
-            _uuid(feature.id), feature.granularity * SECTOR, self._bits(words, size), enabled=True
-        )
+        self._total += size
+        if self._total > MAX_BITMAPS:
+            raise self.fail(f"Bitmaps of {self._total} bytes are too large", at)
+        table = self.cluster[at + BitmapFeature.SIZE :][: 8 * feature.l1_size]
+        return feature, unpack(f"<{feature.l1_size}Q", table)
+
+    def load(self, feature: BitmapFeature, words: tuple[int, ...]) -> BitmapData:
+        """A bitmap with its contents."""
+        bits = self._bits(words, _bytes_of(feature))
+        return BitmapData(_uuid(feature.id), feature.granularity * SECTOR, bits, enabled=True)
 
     def _bits(self, words: tuple[int, ...], size: int) -> bytes:
         cluster = self.header.cluster_size
@@ -139,6 +167,12 @@ class _Reader:
             else:
                 out += self.file.read(word * SECTOR, length)
         return bytes(out)
+
+
+def _bytes_of(feature: BitmapFeature) -> int:
+    """Bytes that the bits of a bitmap take."""
+    bits = -(-feature.size // feature.granularity)
+    return -(-bits // 8)
 
 
 def _uuid(raw: bytes) -> str:

@@ -13,7 +13,6 @@ from qimg.formats.parallels.structs import (
     VERSION,
     Header,
     check_size,
-    data_offset_is_valid,
     parse,
 )
 from qimg.options import SIZE, STR, Option
@@ -63,7 +62,9 @@ class Parallels(Format):
         header = parse(file)
         image = ParallelsImage(file, header, context)
         if header.ext_offset and not writable:
-            image.bitmaps()  # damage there keeps the image from being opened
+            from qimg.formats.parallels.extension import validate
+
+            validate(file, header)
         if writable and not for_check:
             self._repair(image, context)
         return image
@@ -75,8 +76,7 @@ class Parallels(Format):
         header = image.header
         if header.ext_offset:
             context.warn(Notice("Format Extension ignored in RW mode"))
-        clean = header.in_use != IN_USE and data_offset_is_valid(header, image.file.size)
-        if clean and not is_damaged(image):
+        if header.in_use != IN_USE and not is_damaged(image):
             return
         result = image.check(lambda line: context.warn(Notice(line, plain=True)), "all")
         if result.corruptions > result.corruptions_fixed or result.check_errors:

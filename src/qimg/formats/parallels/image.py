@@ -7,8 +7,9 @@ into clusters that nothing refers to, and the table follows after a barrier.
 from __future__ import annotations
 
 from array import array
+from contextlib import suppress
 
-from qimg.errors import LimitError, NotSupported, OptionError
+from qimg.errors import CorruptImage, LimitError, NotSupported, QimgError
 from qimg.extent import HOLE
 from qimg.formats.blocks import BlockCode, BlockImage, pieces_of
 from qimg.formats.parallels.structs import IN_USE, WORD, Header, check_size
@@ -20,8 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from qimg.context import Context
+    from qimg.extent import Extent
     from qimg.formats.base import BitmapData, CheckResult
     from qimg.storage.base import Storage
+
+#: As many zeros as a piece of the table has bytes at most, and bytes copied together.
+_NOTHING = bytes(WORD << 16)
+_STEP = 1 << 20
 
 
 class ParallelsImage(BlockImage):
@@ -47,6 +53,8 @@ class ParallelsImage(BlockImage):
         self._pending = new
         self._marked = False  # the file says that it is in use
         self._end: int | None = header.data_start() if new else None
+        self._holes: list[tuple[int, int]] = []
+        self._dropped: list[int] = []
 
     def pieces(self, first: int, last: int, *, create: bool) -> Iterator[tuple[int, WordTable, int, int]]:
         return pieces_of(self._bat, first, last)
@@ -57,9 +65,22 @@ class ParallelsImage(BlockImage):
     def words(self) -> Iterator[tuple[int, int]]:
         """(guest cluster, word) of every cluster that has a place."""
         for first, table, low, high in self.pieces(0, self.header.bat_entries, create=False):
-            for number, word in enumerate(table.words(low, high), first):
+            words = table.words(low, high)
+            if words.tobytes() == _NOTHING[: WORD * len(words)]:
+                continue  # most of a large table
+            for number, word in enumerate(words, first):
                 if word:
                     yield number, word
+
+    def validate(self, block: int, count: int, host: int) -> None:
+        if host < self.header.table_end:
+            raise CorruptImage(
+                f"Cluster {block} lies inside the header",
+                file=self.file.name,
+                field="BAT",
+                offset=Header.SIZE + WORD * block,
+                found=host,
+            )
 
     # -- writing
 
@@ -77,85 +98,155 @@ class ParallelsImage(BlockImage):
         self.file.write(value.to_bytes(4, "little"), Header.offset_of("in_use"))
         self.file.flush()
 
-    def _used_end(self) -> int:
-        """End of the last cluster in use, in bytes."""
-        last = max((word for _number, word in self.words()), default=0)
-        return max(self.code.host(last) + self.cluster_size if last else 0, self.header.data_start())
+    def allocate(self, start: int, length: int) -> list[Extent]:
+        if start + length > self.header.bat_entries * self.cluster_size:
+            raise LimitError("The image's table has no entries for the end of the disk")
+        return super().allocate(start, length)
+
+    @property
+    def first(self) -> int:
+        """Where clusters can begin, in bytes."""
+        start = max(self.header.data_start(), self.header.least_data_offset)
+        return round_up(start, self.code.unit)
+
+    @property
+    def end(self) -> int:
+        """End of what is in use, in bytes."""
+        if self._end is None:
+            self.survey()
+        assert self._end is not None
+        return self._end
+
+    def survey(self, start: int = 0) -> None:
+        """Find the end of what is in use, and the room for clusters between `start` and it."""
+        first = round_up(max(self.first, start), self.code.unit)
+        hosts = array("Q", (self.code.host(word) for _number, word in self.words()))
+        end = max(first, max(hosts) + self.cluster_size) if hosts else first
+        self._holes = []
+        if self.header.ext_offset:
+            from qimg.formats.parallels.extension import extension_end
+
+            end = max(end, extension_end(self.file, self.header))
+        elif len(hosts) * self.cluster_size < end - first:
+            self._holes = self._gaps(first, sorted(hosts))
+        self._end = round_up(end, self.code.unit)
+
+    def _gaps(self, at: int, hosts: list[int]) -> list[tuple[int, int]]:
+        """(host offset, clusters) of the room between clusters at `hosts`, the last first."""
+        found = []
+        for host in hosts:
+            count = (host - at) // self.cluster_size
+            if count > 0:
+                found.append((at, count))
+            at = max(at, host + self.cluster_size)
+        found.reverse()
+        return found
 
     def place(self, block: int, count: int) -> tuple[int, int]:
-        if self._end is None:
-            self._end = self._used_end()
-        host, length = self._end, count * self.cluster_size
-        if (host + length) // self.code.unit >> 32:
-            raise LimitError("The image has no more room for clusters")
-        if host < self.file.size:
-            self.file.zero(host, min(length, self.file.size - host))
-        self._end = host + length
+        host = self.end
+        if self._holes:
+            host, room = self._holes.pop()
+            if room > count:
+                self._holes.append((host + count * self.cluster_size, room - count))
+            count = min(count, room)
+        else:
+            if (host + count * self.cluster_size) // self.code.unit >> 32:
+                raise LimitError("The image has no more room for clusters")
+            self._end = host + count * self.cluster_size
+        if host < self.file.size and self.granularity == SECTOR:
+            self.file.zero(host, min(count * self.cluster_size, self.file.size - host))
         return host, count
+
+    def mark_zero(self, start: int, length: int) -> None:
+        """Whole clusters lose their place; what is less is written."""
+        size = self.cluster_size
+        end = start + length
+        first, last = -(-start // size), (-(-end // size) if end == self.size else end // size)
+        if first >= last:
+            super().mark_zero(start, length)
+            return
+        if start < first * size:
+            super().mark_zero(start, first * size - start)
+        self._drop(first, last)
+        if last * size < end:
+            super().mark_zero(last * size, end - last * size)
+
+    def discard(self, start: int, length: int) -> None:
+        size = self.cluster_size
+        end = start + length
+        first, last = -(-start // size), (-(-end // size) if end == self.size else end // size)
+        if first < last:
+            self._drop(first, last)
+
+    def _drop(self, first: int, last: int) -> None:
+        """Stage that clusters have no place. Their room is free when the table is written, not before."""
+        self.begin()
+        if self._end is None:
+            self.survey()
+        for _base, table, low, high in self.pieces(first, last, create=False):
+            for index, word in enumerate(table.words(low, high), low):
+                if word:
+                    self._dropped.append(self.code.host(word))
+                    table.put(index, array("I", [0]))
 
     def settle(self) -> None:
         if self._end is not None and not self.file.fixed_size and self.file.size < self._end:
             self.file.resize(self._end)
 
     def finish(self) -> None:
+        for host in self._dropped:
+            self.file.discard(host, self.cluster_size)
+        if self._dropped:
+            self._dropped.clear()
+            self.survey()
         if self._pending:
             self.file.write(self.header.pack(), 0)
             self.file.flush()
             self._pending = False
         elif self._marked:
+            if not self.file.fixed_size and self.file.size > self.end:
+                self.file.resize(self.end)  # what nobody uses at the end, the real program calls a leak
             self.mark(0)
             self._marked = False
 
+    def close(self) -> None:
+        if self._marked:
+            # A job failed. What the file's table says is whole all the same: data went before it.
+            self._marked = False
+            with suppress(QimgError):
+                self.mark(0)
+        super().close()
+
+    def copy_cluster(self, host: int, place: int) -> None:
+        """Copy what lies at `host` to `place`, room that `place` gave. Not durable."""
+        for at in range(0, self.cluster_size, _STEP):
+            data = self.file.read(host + at, min(_STEP, self.cluster_size - at))
+            self.file.write(data, place + at)
+
     def resize(self, size: int, preallocation: str = "off", *, shown: int = 0) -> None:
-        """Grow, as long as the table's entries fit before the data (qimg only)."""
+        """Grow (qimg only). Clusters where a longer table needs the room move to the end before."""
+        from qimg.formats.parallels.resize import grow
+
         if preallocation != "off":
             raise NotSupported(f"Unsupported preallocation mode: {preallocation}")
+        size = round_up(size, SECTOR)
         if size < self.size:
             raise NotSupported("Shrinking images is currently not supported")
-        if size % SECTOR:
-            raise OptionError(f"The new size must be a multiple of {SECTOR}", option="size")
-        self.flush()
-        header = self.header
-        entries = -(-size // self.cluster_size)
         check_size(size, self.cluster_size)
-        if not header.is_v2 and size // SECTOR >> 32:
+        if not self.header.is_v2 and size // SECTOR >> 32:
             raise LimitError("The image size is too large for this image's version")
-        self.begin()
-        if Header.SIZE + WORD * entries > header.data_start():
-            self._make_room(Header.SIZE + WORD * entries)
-        if entries > header.bat_entries:
-            start = Header.SIZE + WORD * header.bat_entries
-            self.file.write(bytes(WORD * (entries - header.bat_entries)), start)
-            self.file.flush()
-            header.bat_entries = entries
-        header.sectors = size // SECTOR
+        grow(self, size)
+
+    def switch(self) -> None:
+        """Write the header as it is in memory, closed. Durable when it returns; the table is read again."""
+        header = self.header
         header.in_use = 0
         self.file.write(header.pack(), 0)
         self.file.flush()
         self._marked = False
-        self.size = size
+        self.size = header.size
         self._bat = WordTable(self.file, Header.SIZE, header.bat_entries, size=WORD, big=False)
-
-    def _make_room(self, end: int) -> None:
-        """Move the clusters that begin before `end` behind all others; the data area begins later then."""
-        start = round_up(end, self.cluster_size if self.header.is_v2 else SECTOR)
-        for number, word in list(self.words()):
-            host = self.code.host(word)
-            if host >= start:
-                continue
-            place, _count = self.place(number, 1)
-            self.file.write(self.file.read(host, self.cluster_size), place)
-            self._bat.put(number, array("I", [self.code.word(place)]))
-        self.settle()
-        self.file.flush()
-        self._bat.write()
-        self.file.flush()
-        self.header.data_offset = start // SECTOR
-        if not self.file.fixed_size and self.file.size < start:
-            self.file.resize(start)
-        self.file.write(self.header.data_offset.to_bytes(4, "little"), Header.offset_of("data_offset"))
-        self.file.flush()
-        self._end = max(self._used_end(), start)
+        self._end = None
 
     # -- bitmaps
 

@@ -71,8 +71,8 @@ class Header(Struct, order="<"):
 
 
 def data_offset_is_valid(header: Header, file_size: int) -> bool:
-    start = header.data_start()
-    return header.table_end <= start and start >= header.least_data_offset and start <= file_size
+    """Whether data can begin where the header says."""
+    return header.least_data_offset <= header.data_start() <= file_size
 
 
 def check_size(size: int, cluster_size: int) -> None:
