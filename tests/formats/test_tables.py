@@ -1,0 +1,67 @@
+"""Tables of words in a file: pages, staging, whole sectors."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+
+import pytest
+
+from qimg.formats.tables import PAGE, WordTable
+from qimg.storage.memory import MemoryStorage
+
+
+def made(
+    count: int, *, size: int, big: bool, offset: int = 1000
+) -> tuple[MemoryStorage, WordTable, list[int]]:
+    letter = (">" if big else "<") + ("I" if size == 4 else "Q")
+    values = [number * 2654435761 % (1 << (8 * size)) for number in range(count)]
+    raw = b"".join(struct.pack(letter, value) for value in values)
+    file = MemoryStorage(b"x" * offset + raw)
+    return file, WordTable(file, offset, count, size=size, big=big), values
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("size", [4, 8])
+def test_words_are_read_across_pages(size: int, big: bool) -> None:
+    count = 3 * PAGE // size + 5
+    _file, table, values = made(count, size=size, big=big)
+    edge = PAGE // size
+    for first, last in ((0, count), (edge - 1, edge + 1), (2 * edge, 2 * edge), (count - 1, count)):
+        assert list(table.words(first, last)) == values[first:last]
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("size", [4, 8])
+def test_what_is_staged_is_seen_at_once_and_written_later(size: int, big: bool) -> None:
+    count = 2 * PAGE // size
+    file, table, values = made(count, size=size, big=big)
+    before = bytes(file.read(0, file.size))
+    new = array("Q", range(300))
+    first = PAGE // size - 100
+    table.put(first, new)
+    assert list(table.words(first, first + 300)) == list(range(300))
+    assert bytes(file.read(0, file.size)) == before
+    assert table.staged == 2 * PAGE
+    assert table.write()
+    assert not table.staged
+    assert not table.write()
+    values[first : first + 300] = range(300)
+    again = WordTable(file, 1000, count, size=size, big=big)
+    assert list(again.words(0, count)) == values
+    assert bytes(file.read(0, 1000)) == b"x" * 1000
+
+
+def test_what_the_file_is_too_short_for_is_zero() -> None:
+    table = WordTable(MemoryStorage(b"\1\0\0\0"), 0, 100, size=4, big=False)
+    assert list(table.words(0, 100)) == [1] + [0] * 99
+
+
+def test_a_long_table_leaves_memory_again() -> None:
+    count = 32 << 20
+    file = MemoryStorage(b"")
+    file.resize(count * 4)
+    table = WordTable(file, 0, count, size=4, big=False)
+    for first in range(0, count, PAGE // 4):
+        table.words(first, first + 1)
+    assert len(table._pages) * PAGE <= 4 << 20
