@@ -25,6 +25,8 @@ PACKAGES = {
     "mkfs.ext4": "e2fsprogs",
     "7z": "p7zip-full",
     "vmdkinfo": "libvmdk-utils",
+    "7zz": "7zip",
+    "vhdiinfo": "libvhdi-utils",
 }
 
 SKIP_PREFIX = "needs "

@@ -44,6 +44,7 @@ _MAX_LOG = 4096 * MIB
 _BLOCK_SIZES = ((1 << 30, 8 * MIB), (100 << 30, 16 * MIB), (32 << 40, 32 * MIB))
 _LARGEST_AUTO = 64 * MIB
 _STEP = 1 << 16
+_READABLE_BAT = 1 << 30
 
 
 def log_size(options: dict[str, Value]) -> int:
@@ -85,9 +86,11 @@ class Layout:
     def _bat_length(self) -> int:
         words = self.metadata.words
         if not words:
-            # For a disk without blocks the real program counts the sector bitmaps between -1 blocks.
+            # For a disk without blocks the real program counts the sector bitmaps between -1 blocks, and does
+            # not open what has no room for them; at 2 GiB it gives up.
             words = (1 << 32) // self.metadata.ratio
-        return max(round_up(words * WORD, MIB), MIB)
+        length = round_up(words * WORD, MIB)
+        return length if 0 < length <= _READABLE_BAT else MIB
 
 
 class NewImage(VhdxImage):

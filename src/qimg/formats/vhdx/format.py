@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qimg.errors import FormatError, LimitError, OptionError
+from qimg.errors import FormatError, LimitError, NotSupported, OptionError
 from qimg.formats.base import Format
 from qimg.formats.vhdx.bat import WORD, Checker, check_places
 from qimg.formats.vhdx.header import Headers, check_signature
@@ -55,6 +55,8 @@ class Vhdx(Format):
             headers.file = file = overlay
         regions = Regions.read(file, headers.current)
         metadata = read_metadata(file, regions.metadata)
+        if writable and metadata.parent is not None and not for_check:
+            raise NotSupported("Writing to differencing VHDX images is not supported")
         _check_bat(file, regions, metadata)
         kind = VhdxImage if metadata.parent is None else DifferencingImage
         image = kind(file, headers, regions, metadata, overlay=overlay)

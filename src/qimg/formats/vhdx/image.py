@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from qimg.errors import CorruptImage, LimitError, NotSupported, StorageError
-from qimg.extent import HOLE, MAPPED, ZERO, Runs
+from qimg.extent import HOLE, MAPPED, ZERO, Runs, clip
 from qimg.formats.base import Reference
 from qimg.formats.blocks import BlockImage
 from qimg.formats.vhdx.bat import Bat, BatCode
@@ -168,6 +168,9 @@ class VhdxImage(BlockImage):
     def in_place(self, start: int, length: int) -> list[Extent]:
         self.begin()
         return super().in_place(start, length)
+
+    def allocate(self, start: int, length: int) -> list[Extent]:
+        return list(clip(super().allocate(start, length), start, length))
 
     def _place(self, block: int, count: int, table: WordTable, index: int, runs: Runs) -> None:
         if table.words(index, index + 1)[0] in (INVALID, PARTIAL):
