@@ -25,6 +25,7 @@ PACKAGES = {
     "mkfs.ext4": "e2fsprogs",
     "7z": "p7zip-full",
     "vmdkinfo": "libvmdk-utils",
+    "qcowinfo": "libqcow-utils",
     "7zz": "7zip",
     "vhdiinfo": "libvhdi-utils",
 }

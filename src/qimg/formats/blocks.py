@@ -19,7 +19,7 @@ import sys
 from array import array
 
 from qimg.errors import NotSupported
-from qimg.extent import COMPRESSED, HOLE, MAPPED, ZERO, Runs
+from qimg.extent import COMPRESSED, HOLE, MAPPED, ZERO, Runs, clip
 from qimg.formats.base import Image
 from qimg.formats.tables import WordTable
 
@@ -193,7 +193,7 @@ class BlockImage(Image):
                     self._add(runs, base + at, stop - at, MAPPED, host)
                     continue
                 self._place(base + at, stop - at, table, low + at, runs)
-        return runs.take()
+        return list(clip(runs.take(), start, length))
 
     def _place(self, block: int, count: int, table: WordTable, index: int, runs: Runs) -> None:
         code = self.code

@@ -282,9 +282,9 @@ class DynamicImage(BlockImage, _Growing):
         places = super().allocate(start, length)
         for place in places:
             assert place.host is not None
-            block = place.start // self.cluster_size
+            block, inside = divmod(place.start, self.cluster_size)
             if block not in self._whole:
-                self.file.write(b"\xff" * self.bitmap_size, place.host - self.bitmap_size)
+                self.file.write(b"\xff" * self.bitmap_size, place.host - inside - self.bitmap_size)
                 self._whole.add(block)
         return places
 
@@ -549,6 +549,7 @@ class Vpc(Format):
     open_options = (Option("force_size_calc", STR, None, "How the size is found: chs or current_size"),)
     can_create = True
     can_measure = True
+    can_backing = True
 
     def open(
         self,
