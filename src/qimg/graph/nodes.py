@@ -342,12 +342,17 @@ class Builder:
         ``extents.N`` may say how."""
         make_room(len(image.files))
         opened: list[Storage] = []
+        known: dict[str, Storage] = {}
         try:
             for number, name in enumerate(image.files):
                 options = location.take_child(f"extents.{number}")
+                if not options and name in known:
+                    opened.append(known[name])  # a descriptor may name one file many thousand times
+                    continue
                 options = {"driver": "file", **options, "filename": beside(image.file, name)}
                 child = self.child(Location(None, options), mode, named_by=image.file.name)
                 opened.append(child.storage)
+                known[name] = child.storage
                 child.storage.lock(*self._locks(mode, raw=False))
             image.attach_files(opened)
         except BaseException:

@@ -132,6 +132,8 @@ class VmdkImage(Image):
             return False
         if any(part.compressed != self.must_compress for part in self.parts):
             return False
+        if len({id(part.file) for part in self.parts}) < len(self.parts):
+            return False  # two parts of one file, which would not know of each other
         if unit == SECTOR:
             return True
         aligned = all(not start % unit for start in self._starts)

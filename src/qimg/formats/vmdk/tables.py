@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Segment = tuple[int, int, "WordTable | None"]
 
 #: Directory entries that are looked at together, and how many such pages are kept.
-_PAGE = 1 << 14
+_PAGE = 1 << 12
 _PAGES = 4
 #: Words given at once.
 PIECE = 1 << 16
@@ -137,7 +137,7 @@ class Tables:
                 make(number)
                 start, count, table = self._segment(number)
             # Tables whose words do not fill their sectors are taken one by one.
-            stop = start + count if padded == per else number + 1
+            stop = start + count if padded == per or table is None else number + 1
             end = min(last, stop * per, first + PIECE)
             if table is not None:
                 if make is not None:
