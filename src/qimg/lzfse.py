@@ -39,7 +39,7 @@ _L_BITS = (*[0] * 16, 2, 3, 5, 8)
 _M_BITS = (*[0] * 16, 3, 5, 8, 11)
 _D_BITS = tuple(number // 4 for number in range(_D_SYMBOLS))
 
-_HEADER1 = Struct("<4s6Ii4Hi3H360H")
+_HEADER1 = Struct("<4s6Ii4Hi3H360H2x")
 _HEADER2 = Struct("<4sI3Q")
 _MAX_LITERALS, _MAX_MATCHES = 40000, 10000
 

@@ -40,6 +40,7 @@ def block_list(chunks: Sequence[Chunk], places: Sequence[int], *, first: int = 0
         for chunk, place in zip(chunks, places, strict=True)
     ]
     total = sum(chunk.sectors for chunk in chunks) & (1 << 64) - 1
+    rows.append(struct.pack(">IIQQQQ", END, 0, total, 0, places[-1] - base if places else 0, 0))
     head = struct.pack(">4sIQQQII24x136xI", b"mish", 1, first, total, base, 0, 0, len(rows))
     return head + b"".join(rows)
 
