@@ -7,7 +7,7 @@ from array import array
 from qimg.formats.base import CheckResult
 from qimg.formats.parallels.extension import extension_end
 from qimg.formats.parallels.structs import IN_USE, Header, data_offset_is_valid
-from qimg.units import SECTOR
+from qimg.units import SECTOR, round_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,8 +36,10 @@ class Checker:
         self._count(end)
         if self.fix is not None:
             self.image.flush()
-            if self.image.header.in_use:
+            if self.image.header.in_use and self.fix == "all":
                 self.image.mark(0)
+            elif self.image.header.in_use:
+                self.image.close_clean()  # the check that follows still tells of it
         return self.result
 
     def _found(self, text: str, *, repair: bool) -> bool:
@@ -85,7 +87,7 @@ class Checker:
         image = self.image
         if image.file.fixed_size or image.file.size <= end:
             return
-        length = image.file.size - end
+        length = round_up(image.file.size, SECTOR) - end
         self.report(
             f"{'ERROR' if self.fix is None else 'Repairing'} space leaked at the end of the image {length}"
         )

@@ -89,8 +89,8 @@ class ParallelsImage(BlockImage):
             return
         if self.header.ext_offset:
             raise NotSupported("Writing to parallels images with a format extension is not supported")
-        self.mark(IN_USE)
         self._marked = True
+        self.mark(IN_USE)
 
     def mark(self, value: int) -> None:
         """Write the header's word that says whether the image is in use. Durable when it returns."""
@@ -204,10 +204,18 @@ class ParallelsImage(BlockImage):
             self.file.flush()
             self._pending = False
         elif self._marked:
-            if not self.file.fixed_size and self.file.size > self.end:
-                self.file.resize(self.end)  # what nobody uses at the end, the real program calls a leak
+            self.trim()
             self.mark(0)
             self._marked = False
+
+    def trim(self) -> None:
+        """Cut off what nobody uses at the file's end: the real program calls it a leak."""
+        if not self.file.fixed_size and self.file.size > self.end:
+            self.file.resize(self.end)
+
+    def close_clean(self) -> None:
+        """Let `close` write that the image is not in use."""
+        self._marked = True
 
     def close(self) -> None:
         if self._marked:

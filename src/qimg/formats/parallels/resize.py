@@ -42,6 +42,8 @@ def grow(image: ParallelsImage, size: int) -> None:
     if entries > header.bat_entries:
         image.file.zero(header.table_end, end - header.table_end, unmap=False)
     image.file.flush()
+    image.survey()
+    image.trim()
     header.bat_entries, header.sectors = entries, size // SECTOR
     image.switch()
 
