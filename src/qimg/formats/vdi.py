@@ -35,6 +35,8 @@ ABSENT, DISCARDED = 0xFFFFFFFF, 0xFFFFFFFE
 #: The map's bytes, rounded up to sectors, have to fit 31 bits (section 7).
 MAX_BLOCKS = 536870784
 MAX_SIZE = MAX_BLOCKS * BLOCK
+#: Errors after which a check gives up; no map is worth more lines than that.
+MAX_FINDINGS = 1 << 17
 _WORD = 4
 _NO_UUID = bytes(16)
 
@@ -277,6 +279,8 @@ class VdiImage(BlockImage):
     ) -> int:
         """Look at the entries `words` of blocks from `first` on; how many lie where blocks can lie."""
         allocated = 0
+        if result.corruptions > MAX_FINDINGS:
+            raise LimitError("There are too many errors in the block map to go on")
         for number, word in enumerate(words, first):
             if word >= self.header.blocks:
                 report(f"ERROR: block index {number} too large, is {word}")

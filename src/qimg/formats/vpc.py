@@ -40,6 +40,8 @@ _WORD = 4
 _BAT_OFFSET = 3 * SECTOR
 MAX_SECTORS = 0xFF000000
 MAX_ENTRIES = 0x1FFFFFFF
+#: Entries of a BAT that are looked at when the image is opened (8 TiB in blocks of the usual size).
+CHECKED = 1 << 22
 #: The largest geometry; disks that have it have their size from the footer's size field.
 MAX_GEOMETRY = 65535 * 16 * 255
 #: Creators whose images have the size that their geometry says (section 3).
@@ -267,6 +269,14 @@ class DynamicImage(BlockImage, _Growing):
         header, first = self.header, host - self.bitmap_size
         bat = header.bat_offset, header.bat_offset + _WORD * header.max_entries
         tables = (0, SECTOR), (self.footer.data_offset, self.footer.data_offset + DynamicHeader.SIZE), bat
+        if block >= CHECKED and self._end is None and host + self.cluster_size > self.file.size + SECTOR:
+            raise CorruptImage(
+                f"Block {block} lies at {host:#x}, past the end of the file",
+                file=self.file.name,
+                field="bat",
+                offset=header.bat_offset + _WORD * block,
+                guest=block * self.cluster_size,
+            )
         if any(first < end and start < first + self.code.stride for start, end in tables):
             raise CorruptImage(
                 f"Block {block} lies at {host:#x}, inside the metadata",
@@ -503,7 +513,7 @@ def check_table(image: DynamicImage) -> None:
     """Raise FormatError where a block ends past the end of the file."""
     end = round_up(image.file.size, SECTOR)
     last = (end - image.code.stride) // SECTOR
-    for first, table, low, high in image.pieces(0, image.header.max_entries, create=False):
+    for first, table, low, high in image.pieces(0, min(image.header.max_entries, CHECKED), create=False):
         words = table.words(low, high)
         if max(words) == ABSENT and len(set(words)) == 1:
             continue
