@@ -171,6 +171,14 @@ class ParallelsImage(BlockImage):
         if last * size < end:
             super().mark_zero(last * size, end - last * size)
 
+    def clear_end(self) -> None:
+        behind = -self.size % self.cluster_size
+        if not behind:
+            return
+        (extent,) = self.extents(self.size - 1, 1)
+        if extent.host is not None:
+            self.file.zero(extent.host + 1, min(behind, self.file.size - extent.host - 1))
+
     def discard(self, start: int, length: int) -> None:
         size = self.cluster_size
         end = start + length
