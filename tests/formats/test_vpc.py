@@ -13,7 +13,8 @@ import pytest
 
 import qimg
 from qimg.errors import QimgError
-from qimg.formats.vpc import Vpc, fitting_geometry, geometry
+from qimg.formats.vpc.format import Vpc
+from qimg.formats.vpc.structs import fitting_geometry, geometry
 from support.build import content, pattern, write_raw
 from support.run import run_peer, run_real
 

@@ -25,7 +25,7 @@ FORMATS: dict[str, str | None] = {
     "vdi": "qimg.formats.vdi:Vdi",
     "vhdx": "qimg.formats.vhdx.format:Vhdx",
     "vmdk": "qimg.formats.vmdk.format:Vmdk",
-    "vpc": "qimg.formats.vpc:Vpc",
+    "vpc": "qimg.formats.vpc.format:Vpc",
 }
 
 _loaded: dict[str, Format] = {}
