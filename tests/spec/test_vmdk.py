@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import struct
 from pathlib import Path
 
 import pytest
 
-from spec.differential import assert_same, cases
+from spec.differential import as_release_7, assert_same, cases
 from support.build import write_raw
 from support.run import run_peer, run_qimg_inprocess, run_real
 
@@ -228,3 +229,84 @@ def test_messages_and_exit_codes_are_those_of_the_real_program(
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(path.read_bytes()) if path.stat().st_size < 8 * MIB else os.link(path, target)
     assert_same(line, images if line.startswith(("info", "map", "check", "amend")) else tmp_path)
+
+
+CHANGING = """
+check -r all base.vmdk
+check -r leaks monolithicFlat.vmdk
+snapshot -a x base.vmdk
+snapshot -d x base.vmdk
+rebase -b zeroed.vmdk -F vmdk over.vmdk
+rebase -u -b zeroed.vmdk -F vmdk over.vmdk
+rebase -u -b '' over.vmdk
+resize monolithicFlat.vmdk 20M
+resize twoGbMaxExtentSparse.vmdk 20M
+resize streamOptimized.vmdk 20M
+amend -o compat6 base.vmdk
+dd if=a.raw of=made.vmdk -O vmdk bs=1M
+commit over.vmdk
+commit -d over.vmdk
+convert -l snap -O raw base.vmdk made.raw
+convert -U -O raw monolithicFlat.vmdk made.raw
+convert -O vmdk -o preallocation=full a.raw made.vmdk
+convert -c -O vmdk a.raw made.vmdk
+convert -t none -T none -O vmdk -o subformat=streamOptimized a.raw made.vmdk
+convert -n -O vmdk a.raw streamOptimized.vmdk
+map json:{"driver":"vmdk","file":{"driver":"file","filename":"monolithicFlat.vmdk"}}
+map --image-opts driver=vmdk,file.filename=monolithicFlat.vmdk,extents.0.locking=off
+map --image-opts driver=vmdk,file.filename=monolithicFlat.vmdk,extents.1.locking=off
+map --image-opts driver=vmdk,file.filename=monolithicFlat.vmdk,extents.0.driver=null-co
+"""
+#: Messages of the real program in front of the common ones.
+CHATTY = {"convert -n -O vmdk a.raw streamOptimized.vmdk": "Could not write to allocated cluster"}
+
+
+def two_copies(images: Path, tmp_path: Path) -> list[Path]:
+    folders = [tmp_path / "real", tmp_path / "ours"]
+    for folder in folders:
+        for path in images.rglob("*"):
+            if path.is_file() and path.stat().st_size < 8 * MIB:
+                target = folder / path.relative_to(images)
+                target.parent.mkdir(exist_ok=True, parents=True)
+                target.write_bytes(path.read_bytes())
+    return folders
+
+
+@pytest.mark.parametrize("line", cases(CHANGING))
+def test_commands_that_change_images_say_what_the_real_program_says(
+    images: Path, tmp_path: Path, line: str
+) -> None:
+    words = shlex.split(line) if "json:" not in line else line.split()
+    first, second = two_copies(images, tmp_path)
+    real, ours = run_real(words, first), as_release_7(line, run_qimg_inprocess(words, second))
+    if line in CHATTY:
+        lines = [text for text in real.err.splitlines(keepends=True) if CHATTY[line] not in text]
+        real = real._replace(err="".join(lines))
+    assert ours == real
+    for name in ("made.vmdk", "over.vmdk", "base.vmdk", "monolithicFlat.vmdk"):
+        if (first / name).exists() and not (name == "over.vmdk" and "commit" in line):
+            same = run_real(["compare", first / name, second / name])
+            assert same.code == 0, f"{name}: {same.out}{same.err}"
+
+
+@pytest.mark.parametrize(
+    "name", ["over.vmdk", "base.vmdk", "zeroed.vmdk", "mixed.vmdk", *(f"{kind}.vmdk" for kind in KINDS[:-1])]
+)
+def test_blocks_written_anywhere_give_what_the_real_program_gives(
+    images: Path, tmp_path: Path, name: str
+) -> None:
+    first, second = two_copies(images, tmp_path)
+    if name == "mixed.vmdk":
+        for folder in (first, second):
+            write_descriptor(folder / name, 'RW 2560 FLAT "a.raw" 0', 'RW 2560 SPARSE "base.vmdk"')
+    for words in (
+        "bench -w -c 30 -d 1 -s 3k -S 17k -o 5k --pattern=7",
+        "bench -w -c 9 -d 4 -s 128k -S 192k --pattern=9",
+        "bench -w -c 7 -d 1 -s 512 -S 65536 -o 65024 --pattern=11",
+    ):
+        run_real([*words.split(), "-f", "vmdk", name], first).ok()
+        run_qimg_inprocess([*words.split(), "-f", "vmdk", name], second).ok()
+    same = run_real(["compare", "-f", "vmdk", "-F", "vmdk", first / name, second / name])
+    assert same.code == 0, same.out + same.err
+    run_real(["check", "-f", "vmdk", second / name]).ok()
+    run_qimg_inprocess(["check", "-f", "vmdk", second / name]).ok()
