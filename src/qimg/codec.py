@@ -202,6 +202,8 @@ def compress_deflate(data: Bytes) -> bytes:
 
 #: Memory for one xz stream: what its dictionary may take.
 _XZ_MEMORY = 96 << 20
+#: Bytes that a stream is asked for at once: it makes room for them, and more than once while it grows.
+_AT_ONCE = 4 << 20
 
 
 def unpack(name: str, pieces: Iterable[Bytes], out: memoryview) -> None:
@@ -238,13 +240,13 @@ def _unpack_stream(stream: Any, failure: type[Exception], pieces: Iterable[Bytes
         for piece in pieces:
             more = True
             while more and not stream.eof:
-                part = stream.decompress(piece, len(out) - at + 1)
+                part = stream.decompress(piece, min(len(out) - at + 1, _AT_ONCE))
                 if at + len(part) > len(out):
                     raise CodecError(f"Compressed data gives more than {len(out)} bytes")
                 out[at : at + len(part)] = part
                 at += len(part)
+                more = not stream.needs_input and (len(part) > 0 or len(piece) > 0)
                 piece = b""
-                more = not stream.needs_input
             if stream.eof:
                 break
     except failure as error:
@@ -272,6 +274,7 @@ class _ZlibStream:
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self._rest = b""
+        self._full = False
 
     @property
     def eof(self) -> bool:
@@ -281,12 +284,13 @@ class _ZlibStream:
     @property
     def needs_input(self) -> bool:
         """There is nothing left to decode."""
-        return not self._rest
+        return not self._rest and not self._full
 
     def decompress(self, data: Bytes, length: int) -> bytes:
         """Up to `length` bytes more."""
         out: bytes = self._inner.decompress(self._rest + data, length)
         self._rest = self._inner.unconsumed_tail
+        self._full = len(out) == length
         return out
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import hashlib
 import lzma
+import sys
 import zlib
 from pathlib import Path
 from threading import Thread
@@ -95,6 +96,21 @@ def test_chunks_without_data_read_as_zeros_and_may_be_of_any_size(kind: int) -> 
 )
 def test_what_apples_library_compressed_with_lzfse(name: str, expected: bytes) -> None:
     assert lzfse.decode(vector(name), len(expected)) == expected
+
+
+def test_zlib_without_the_fast_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "isal", None)
+    text = b"ab" * (5 << 20)  # a stream whose last input gives megabytes
+    assert sectors(packed(udif.ZLIB, 0, text)) == text
+    chunk = packed(udif.ZLIB)
+    for data in (
+        chunk.data[:-4],
+        chunk.data[:-1] + b"?",
+        zlib.compress(TEXT + b"x"),
+        zlib.compress(TEXT[1:]),
+    ):
+        with pytest.raises(CorruptImage):
+            sectors(chunk._replace(data=data))
 
 
 def test_a_chunk_of_lzfse() -> None:

@@ -28,6 +28,8 @@ PACKAGES = {
     "qcowinfo": "libqcow-utils",
     "7zz": "7zip",
     "vhdiinfo": "libvhdi-utils",
+    "mcopy": "mtools",
+    "fsck.fat": "dosfstools",
 }
 
 SKIP_PREFIX = "needs "
