@@ -80,6 +80,9 @@ class Disk:
 
     def _extents(self, depth: int, start: int, length: int) -> list[Extent]:
         image = self.layers[depth].image
+        if len(self.layers) == 1 and start + length <= image.size:
+            found = image.extents(start, length)
+            return [extent._replace(flags=HOLE | ZERO) if extent.flags & HOLE else extent for extent in found]
         runs = Runs(start, length, depth)
         end = min(start + length, image.size)
         lower = self.layers[depth + 1].image.size if depth + 1 < len(self.layers) else 0

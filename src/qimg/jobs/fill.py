@@ -41,20 +41,24 @@ else:
     Unsure = record("Unsure", ("start", "length", "before", "after"))
     Bunch = record("Bunch", ("pieces",))
 
-#: Bytes that a piece spans at most, and borders that none crosses.
+#: The largest unit that an image has, and so the largest piece.
 CHUNK = 2 << 20
+#: Bytes of smaller pieces: few enough that both sides are in the processor's cache when they are compared.
+PIECE = 1 << 20
+#: Bytes that one worker looks at in one go.
+TOGETHER = 4 << 20
 
 
 def together(pieces: Iterable[Unsure]) -> Iterator[Bunch]:
-    """Pieces put together until they have `CHUNK` bytes."""
+    """Pieces put together until they have `TOGETHER` bytes."""
     current: list[Unsure] = []
     total = 0
     for piece in pieces:
-        if current and total + piece.length > CHUNK:
-            yield Bunch(current)
-            current, total = [], 0
         current.append(piece)
         total += piece.length
+        if total >= TOGETHER:
+            yield Bunch(current)
+            current, total = [], 0
     if current:
         yield Bunch(current)
 
@@ -69,6 +73,7 @@ class Filler:
         self._new = new
         self._compress = compress
         self._unit = image.granularity
+        self._largest = max(PIECE, image.granularity)
         self._lock, self._local = lock_and_local()
 
     def __call__(self, bunch: Bunch, turn: Turn) -> int:
@@ -84,7 +89,7 @@ class Filler:
     def _buffers(self) -> tuple[bytearray, bytearray]:
         buffers: tuple[bytearray, bytearray] | None = getattr(self._local, "buffers", None)
         if buffers is None:
-            buffers = self._local.buffers = bytearray(CHUNK), bytearray(CHUNK)
+            buffers = self._local.buffers = bytearray(self._largest), bytearray(self._largest)
         return buffers
 
     def _read(self, disk: Disk | None, start: int, extents: list[Extent], buf: bytearray, which: str) -> None:

@@ -23,17 +23,21 @@ if TYPE_CHECKING:
     from qimg.formats.base import Image
     from qimg.jobs.engine import Meter, Turn
     from qimg.jobs.plan import Row
+    from qimg.storage.base import Storage
 
     Item = TypeVar("Item")
 
 #: Guest bytes that one piece of work spans, where they are handled together.
 CHUNK = 2 << 20
 #: Bytes of rows that one piece of work moves, wherever they lie.
-GATHERED = 4 << 20
+GATHERED = 2 << 20
 #: Bytes moved by one request: few enough that they are still in the processor's cache when they are written.
 STEP = 512 << 10
 #: Below this many guest bytes one worker is quicker than starting several.
 SMALL = 8 << 20
+#: Bytes after which a worker has what was written go to the disk, while others go on: the flush at the end
+#: then finds little left to wait for.
+SPREAD = 32 << 20
 
 
 class InPlace:
@@ -52,7 +56,7 @@ class InPlace:
         self._image = image
         self._flush = flush or image.flush
         self._meter = meter
-        self._workers = 1 if rate else workers or (1 if image.size <= SMALL else default_workers())
+        self._workers = 1 if rate else workers or (1 if image.size <= SMALL else default_workers() + 1)
         self._rate = rate
 
     def run(self, items: Iterator[Item], work: Callable[[Item, Turn], int]) -> None:
@@ -82,6 +86,7 @@ class Mover:
         self._read = read
         self._ordered = image.cluster_size is not None
         self._lock, self._local = lock_and_local()
+        self._written = 0
 
     def __call__(self, chunk: Chunk, turn: Turn) -> int:
         """Move the rows of `chunk`; returns their bytes."""
@@ -92,12 +97,25 @@ class Mover:
         turn.done()
         view = self._buffer()
         total = 0
+        storages: dict[int, Storage] = {}
         for row, found in zip(chunk.rows, places, strict=True):
             for place in found:
+                assert place.source is not None
+                storages[id(place.source)] = place.source
                 for at in range(place.start, place.start + place.length, STEP):
                     self._move(row, place, at, view[: min(STEP, place.start + place.length - at)])
             total += row.length
+        self._spread(total, storages.values())
         return total
+
+    def _spread(self, written: int, storages: Iterable[Storage]) -> None:
+        with self._lock:
+            self._written += written
+            due = self._written >= SPREAD
+            if due:
+                self._written = 0
+        for storage in storages if due else ():
+            storage.flush()
 
     def _buffer(self) -> memoryview:
         view: memoryview | None = getattr(self._local, "view", None)

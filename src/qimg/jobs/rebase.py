@@ -18,7 +18,7 @@ from qimg.formats.base import Reference
 from qimg.graph.disk import Disk
 from qimg.graph.open import ImageSpec, open_disk, resolve_relative
 from qimg.jobs.engine import Meter
-from qimg.jobs.fill import CHUNK, Filler, Unsure, fill_error, together
+from qimg.jobs.fill import CHUNK, PIECE, Filler, Unsure, fill_error, together
 from qimg.jobs.inplace import InPlace
 from qimg.storage import registry as storages
 from qimg.units import round_down, round_up
@@ -150,29 +150,24 @@ class _Rebase:
         return self._old is not None and self._common == len(new.layers) == len(self._old.layers)
 
     def _window(self, start: int, length: int, batches: InPlace, filler: Filler) -> None:
-        pieces: list[Unsure] = []
-        for extent in _extents(self._alone, start, length):
-            if extent.flags & HOLE:
-                pieces += self._pieces(extent.start, extent.length)
-        unsure = sum(piece.length for piece in pieces)
-        self._meter.done += length - unsure
-        batches.run(together(pieces), filler)
+        # The image's own tables change while the work goes on, so they are asked before.
+        holes = [extent for extent in _extents(self._alone, start, length) if extent.flags & HOLE]
+        old = _Part(_extents(self._old, start, length))
+        new = _Part(_extents(self._new, start, length))
+        batches.run(together(self._pieces(holes, old, new)), filler)
+        self._meter.done = start + length
         self._meter.tick()
 
-    def _pieces(self, start: int, length: int) -> Iterator[Unsure]:
-        """What of a range that the image does not hold has to be looked at, cut at multiples of `CHUNK`."""
-        old = _extents(self._old, start, length)
-        new = _extents(self._new, start, length)
-        starts = [extent.start for extent in old], [extent.start for extent in new]
-        for at, size in self._units(self._unlike(old, new), start + length):
-            for low in range(round_down(at, CHUNK), at + size, CHUNK):
-                first, last = max(at, low), min(at + size, low + CHUNK)
-                yield Unsure(
-                    first,
-                    last - first,
-                    _part(old, starts[0], first, last),
-                    _part(new, starts[1], first, last),
-                )
+    def _pieces(self, holes: list[Extent], old: _Part, new: _Part) -> Iterator[Unsure]:
+        """What of the ranges that the image does not hold has to be looked at, in handy pieces."""
+        step = max(PIECE, self._top.granularity)
+        for hole in holes:
+            end = hole.start + hole.length
+            unlike = self._unlike(old.between(hole.start, end), new.between(hole.start, end))
+            for start, length in self._units(unlike, end):
+                for low in range(round_down(start, step), start + length, step):
+                    first, last = max(start, low), min(start + length, low + step)
+                    yield Unsure(first, last - first, old.between(first, last), new.between(first, last))
 
     def _units(self, runs: Iterator[Run], end: int) -> list[Run]:
         """`runs` rounded out to the image's units, none behind `end`, joined."""
@@ -271,7 +266,15 @@ def _extents(disk: Disk | None, start: int, length: int) -> list[Extent]:
     return found
 
 
-def _part(extents: list[Extent], starts: list[int], start: int, end: int) -> list[Extent]:
-    """The parts of `extents`, which begin at `starts`, inside ``start .. end``."""
-    first = bisect_right(starts, start) - 1
-    return list(clip(extents[first : bisect_left(starts, end)], start, end - start))
+class _Part:
+    """The extents of a part of a disk, to be asked for smaller parts."""
+
+    def __init__(self, extents: list[Extent]) -> None:
+        self._extents = extents
+        self._starts = [extent.start for extent in extents]
+
+    def between(self, start: int, end: int) -> list[Extent]:
+        """The extents of ``start .. end``."""
+        first = bisect_right(self._starts, start) - 1
+        last = bisect_left(self._starts, end, first)
+        return list(clip(self._extents[first:last], start, end - start))

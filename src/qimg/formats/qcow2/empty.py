@@ -56,12 +56,10 @@ def _drop_tables(image: WritableQcow2) -> None:
 
 
 def _cut(image: WritableQcow2, end: int) -> None:
-    """Let the file end at `end`, where it can be cut."""
+    """Let the file end at `end`, where it can be cut. What is behind is in no use, now or after a crash."""
     file = image.file
-    if file.fixed_size or file.size <= end:
-        return
-    file.resize(end)
-    file.flush()
+    if not file.fixed_size and file.size > end:
+        file.resize(end)
 
 
 class _Layout:
