@@ -88,7 +88,7 @@ CASES = [
     Case("rebase -b '' ov.q", ("ov.q",)),
     Case("resize a.q 40M", ("a.q",)),
     Case("resize b.q 40M", ("b.q",)),
-    Case("resize --shrink plain.q 1M", ("plain.q",)),
+    Case("resize --shrink plain.q 300k", ("plain.q",)),
     Case("snapshot -c new a.q", ("a.q",)),
     Case("snapshot -a snap plain.q", ("plain.q",)),
     Case("snapshot -d snap a.q", ("a.q",)),
@@ -100,23 +100,24 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images of small clusters, so that there is much to do in them; to be copied."""
     folder = tmp_path_factory.mktemp("signals")
     for name in ("a.q", "b.q", "plain.q"):
-        build(folder / name, "AB-c0#-DD-" * 60, cluster=CLUSTER)
+        build(folder / name, "AB-c0#-DD-" * 20, cluster=CLUSTER)
         run_real(["snapshot", "-c", "snap", name], folder).ok()
         io(folder / name, [f"write -q -P {len(name)} 100k 300k"])
     for name, more in (("one", ()), ("off", ("--disable",))):
         run_real(["bitmap", "--add", *more, "a.q", name], folder).ok()
-    io(folder / "a.q", ["write -q -P 9 1M 600k"])
-    build(folder / "ov.q", "E-" * 300, cluster=CLUSTER, backing="a.q", size=600 * CLUSTER)
-    write_raw(folder / "r.raw", "RS-T" * 9)
+    io(folder / "a.q", ["write -q -P 9 400k 300k"])
+    build(folder / "ov.q", "EEE-" * 50, cluster=CLUSTER, backing="a.q", size=200 * CLUSTER)
+    write_raw(folder / "r.raw", "RS-T" * 3)
     over = folder / "over.q"
-    build(over, "-F--G" * 100, cluster=CLUSTER, backing="r.raw", backing_format="raw", size=36 << 16)
+    build(over, "-FF--GG-" * 24, cluster=CLUSTER, backing="r.raw", backing_format="raw", size=12 << 16)
     build(folder / "large.q", "", size=16 * MIB, backing="r.raw", backing_format="raw")
     io(folder / "large.q", ["write -q -P 3 0 16M"])
-    build(folder / "leaky.q", "ABCD" * 100, cluster=CLUSTER)
+    build(folder / "room.q", "", size=16 * MIB)
+    build(folder / "leaky.q", "AABB" * 25, cluster=CLUSTER)
     data = bytearray((folder / "leaky.q").read_bytes())
     l1 = int.from_bytes(data[40:48], "big")
     l2 = int.from_bytes(data[l1 : l1 + 8], "big") & ((1 << 56) - 512)
-    data[l2 : l2 + 400] = bytes(400)
+    data[l2 : l2 + 400] = bytes(400)  # 50 entries
     (folder / "leaky.q").write_bytes(data)
     assert run_real(["check", "-q", "leaky.q"], folder).code == 3
     return folder
@@ -239,7 +240,7 @@ def wait_until_it_works(process: subprocess.Popen[bytes], since: int, *, writes:
     "words",
     [
         "commit -r 50k large.q",
-        "convert -n -r 50k -f raw -O qcow2 r.raw a.q",
+        "convert -n -r 50k -O qcow2 large.q room.q",
         "bench -w -c 2000000000 -s 512 -S 4096 a.q",
         "bench -w -d 1 -c 2000000000 -s 512 -S 4096 ov.q",
         "bench -c 2000000000 a.q",
@@ -265,7 +266,7 @@ def test_it_ends_as_the_real_program_does(words: str, number: signal.Signals, fo
 
 @pytest.mark.parametrize(
     "words",
-    ["bench -w -c 2000000000 -s 512 -S 4096 plain.q", "convert -n -r 50k -f raw -O qcow2 r.raw plain.q"],
+    ["bench -w -c 2000000000 -s 512 -S 4096 plain.q", "convert -n -r 50k -O qcow2 large.q room.q"],
 )
 def test_a_signal_that_asks_for_a_report_ends_nothing(words: str, folder: Path) -> None:
     since = newest()
