@@ -15,7 +15,7 @@ def test_every_storage_calls_itself_by_its_name_and_describes_its_options(name: 
     assert issubclass(found, Storage)
     assert found.driver == name
     names = [option.name for option in found.open_options]
-    assert "filename" in names
+    assert ("dir" if name == "vvfat" else "filename") in names
     assert len(names) == len(set(names))
 
 
@@ -33,7 +33,7 @@ def test_files_and_devices_can_hold_new_images() -> None:
     assert not registry.get("null-co").can_create
 
 
-@pytest.mark.parametrize("name", ["nbd", "https", "ssh", "rbd", "iscsi", "nfs", "s3", "vvfat", "blkdebug"])
+@pytest.mark.parametrize("name", ["nbd", "https", "ssh", "rbd", "iscsi", "nfs", "s3", "blkdebug"])
 def test_what_is_not_written_yet_is_named(name: str) -> None:
     with pytest.raises(NotSupported, match=f"^Protocol '{name}' is not supported yet$"):
         registry.get(name)
