@@ -20,7 +20,7 @@ import pytest
 import qimg
 from qimg.storage.base import Storage
 from qimg.storage.fault import CHANGE, FLUSH, READ, WRITE, FaultStorage, Rule
-from support import release7
+from support import crash, release7
 from support.build import build, io, real_content, write_raw
 from support.disks import disks
 from support.faults import opened_through
@@ -642,3 +642,16 @@ def test_the_library_measures_as_the_command_does(folder: Path) -> None:
         qimg.bench("a.raw", flush_interval=100)
     with pytest.raises(qimg.OpenError):
         qimg.bench("missing")
+
+
+@pytest.mark.parametrize("more", [{"depth": 1}, {"depth": 8, "flush_interval": 16}])
+@pytest.mark.parametrize("options", ["", "extended_l2=on", "compat=0.10"])
+def test_a_crash_of_a_write_test_leaves_leaks_at_most(
+    options: str, more: dict[str, int], folder: Path
+) -> None:
+    build(folder / "c.q", "A-b-CC--d---", options=options, backing="a.raw", backing_format="raw")
+
+    def write() -> None:
+        qimg.bench("c.q", count=60, size=3000, step=11000, write=True, pattern=7, **more)  # type: ignore[arg-type]
+
+    crash.assert_survives(folder, ["c.q"], write)
