@@ -66,12 +66,13 @@ def test_reading_leaves_the_content_id_alone(tmp_path: Path) -> None:
 def test_a_content_id_of_few_digits_stays_as_long(tmp_path: Path) -> None:
     """So that the change is one write inside of a sector."""
     path = make(tmp_path, "subformat=monolithicFlat")
-    text = re.sub(rb"(?m)^CID=.*$", b"CID=7f", path.read_bytes())
+    text = re.sub(rb"(?m)^CID=.*$", b"CID=7f \r", path.read_bytes())
     path.write_bytes(text)
     write_raw(tmp_path / "new.raw", NEW)
     run_qimg_inprocess(["convert", "-n", "-f", "raw", "-O", "vmdk", "new.raw", path.name], tmp_path).ok()
-    assert re.sub(rb"(?m)^CID=[0-9a-f]{2}$", b"CID=7f", path.read_bytes()) == text
-    assert cid(path) != 0x7F
+    found = path.read_bytes()
+    assert re.sub(rb"(?m)^CID=[0-9a-f]{2} \r$", b"CID=7f \r", found) == text
+    assert found != text
 
 
 def test_a_stream_with_its_tables_in_front_takes_more_grains(tmp_path: Path) -> None:

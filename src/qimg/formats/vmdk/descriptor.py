@@ -243,8 +243,8 @@ def replaced(raw: bytes, values: Iterable[tuple[str, str]], sectors: int | None 
         for at, line in enumerate(lines):
             found, equals, old = line.partition(b"=")
             if equals and found.strip().lower() == wanted:
-                end = b"\r" if old.endswith(b"\r") else b""
-                blank = b" " if old.startswith(b" ") else b""
+                end = old[len(old.rstrip()) :]
+                blank = old[: len(old) - len(old.lstrip())]
                 lines[at] = found + b"=" + blank + value.encode("utf-8", "surrogateescape") + end
                 break
     for at, line in enumerate(lines):
