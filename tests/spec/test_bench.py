@@ -309,7 +309,7 @@ bench -w -c 10 -s 1G t-plain.q
 """
 
 #: Rows of docs/differences.md.
-NEGATIVE, NOTHING_TO_DO, NEVER_ENDS = 60, 61, 62
+NEGATIVE, NOTHING_TO_DO, NEVER_ENDS = 103, 104, 105
 
 DIFFERENT = {
     "bench -c 1 empty.raw": Different(
@@ -424,14 +424,14 @@ def test_what_differs_on_purpose(line: str, inputs: Inputs) -> None:
 
 
 def test_a_depth_of_nothing_is_refused_where_the_real_program_never_ends(inputs: Inputs) -> None:
-    """Row 62."""
+    """Row 105."""
     folder, _ = inputs.pair([])
     shown = run_qimg_inprocess(["bench", "-d", "0", "-c", "1", "mixed.raw"], folder)
     assert shown == Result(1, "", "qemu-img: Invalid queue depth specified\n")
 
 
 def test_a_buffer_larger_than_memory_is_no_trouble(inputs: Inputs) -> None:
-    """The real program wants a buffer for each request in flight, and aborts. Row 63."""
+    """The real program wants a buffer for each request in flight, and aborts. Row 106."""
     folder, _ = inputs.pair([])
     shown = run_qimg(
         ["bench", "-s", "2147483647", "-c", "2", "null-co://"], folder, env={"PYTHONMALLOC": "malloc"}

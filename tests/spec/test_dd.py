@@ -312,7 +312,7 @@ def _itself(line: str) -> Different:
 
 RANGE = "Must be between 0 and 9223372036854775807."
 #: Rows of docs/differences.md.
-NEGATIVE = 60
+NEGATIVE = 103
 TOLD = "the words of 10.0"
 LATER = "comes later, and the message says so"
 

@@ -264,7 +264,7 @@ def test_what_stands_on_a_raw_file_in_use_is_let_in_as_by_the_real_program(
     expected = outcomes(run_real, holder, folder / name, format, table)
     found = outcomes(run_qimg_inprocess, holder, folder / name, format, table)
     if holder == "a server":
-        # It relies on the length of the file. Row 64: ours always claims the right to make a base longer.
+        # It relies on the length of the file. Row 107: ours always claims the right to make a base longer.
         for line in ("commit o.q", "commit -d o.q"):
             assert not expected[line].code
             if name == "r.raw":

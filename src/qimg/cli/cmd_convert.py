@@ -144,13 +144,13 @@ def _old_snapshot_parameter(text: str) -> SnapshotParam:
 
 def _worker_count(text: str) -> int:
     """``-m``: a C integer, decimal, octal or hex by its prefix."""
-    digits = text.lstrip(" \t\n\v\f\r").removeprefix("+")
-    try:
-        octal = digits[:1] == "0" and digits.isdigit()
-        count = int(digits, 8) if octal else int(digits, 0)
-    except ValueError:
-        count = 0
-    if "_" in digits or digits != digits.strip() or not 1 <= count <= MAX_WORKERS:
+    digits = text.lstrip(" \t\n\v\f\r").removeprefix("+").lower()
+    base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
+    digits = digits.removeprefix("0x")
+    count = 0
+    if digits and not digits.strip("0123456789abcdef"[:base]):
+        count = int(digits, base)
+    if not 1 <= count <= MAX_WORKERS:
         raise CommandError(
             f"Invalid number of coroutines. Allowed number of coroutines is between 1 and {MAX_WORKERS}"
         )

@@ -85,7 +85,9 @@ class Copier:
             return total
         if self.offload and self._offload(chunk, turn):
             return total
-        view = self._buffer(chunk.length)
+        # The last unit goes on behind the end of a source that is shorter than the image.
+        end = chunk.start + chunk.length
+        view = self._buffer(max(min(round_up(end, self.unit), self.image.size), end) - chunk.start)
         data = self._read(chunk, view)
         if self.compress:
             self._store_compressed(chunk, view, data, turn)
@@ -390,12 +392,14 @@ class Copier:
 
 
 class Limited:
-    """Work of the engine held back to `rate` bytes a second; the first request is free. For one worker."""
+    """Work of the engine held back to `rate` bytes a second. For one worker."""
 
-    def __init__(self, work: Callable[..., int], rate: int) -> None:
-        """`rate` 0: not at all."""
+    def __init__(self, work: Callable[..., int], rate: int, *, wait_first: bool = False) -> None:
+        """`rate` 0: not at all. Without `wait_first` the first request is free, and nobody waits for the last
+        one's time."""
         self._work = work
         self._rate = rate
+        self._wait_first = wait_first
         self._ready = 0.0
 
     def __call__(self, item: object, turn: Turn) -> int:
@@ -409,6 +413,8 @@ class Limited:
             time.sleep(self._ready - now)
         done = self._work(item, turn)
         self._ready = max(self._ready, now) + done / self._rate
+        if self._wait_first:
+            time.sleep(max(0.0, self._ready - time.monotonic()))
         return done
 
 

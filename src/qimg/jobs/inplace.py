@@ -61,7 +61,7 @@ class InPlace:
 
     def run(self, items: Iterator[Item], work: Callable[[Item, Turn], int]) -> None:
         """`work` on every item, with a flush where a batch ends. Raises what the work and `flush` raise."""
-        limited = Limited(work, self._rate)
+        limited = Limited(work, self._rate, wait_first=True)
         for first in items:
             run(self._batch(first, items), limited, workers=self._workers, meter=self._meter)
             if self._image.wants_flush:
