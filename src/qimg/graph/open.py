@@ -171,8 +171,8 @@ def open_with_base(spec: ImageSpec, base: str | None, *, context: Context) -> tu
 
 
 def _lock_for_commit(disk: Disk, depth: int) -> None:
-    for number, layer in enumerate(disk.layers[1 : depth + 1], 1):
-        image = layer.image
+    for number in range(depth, 0, -1):
+        image = disk.layers[number].image
         raw = image.format_name in ("raw", image.file.driver)
         written = WRITE_RESIZING if raw else WRITE_EXCLUSIVE
         for storage in (image.file, *(storage for _, storage in image.attached())):

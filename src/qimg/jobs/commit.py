@@ -12,6 +12,7 @@ from qimg.graph.disk import Disk
 from qimg.graph.open import open_with_base
 from qimg.jobs.engine import Meter
 from qimg.jobs.plan import CLEAR, COPY, Row, chunks
+from qimg.units import round_down, round_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,12 +43,12 @@ def commit(
     then reads as before."""
     disk, depth = open_with_base(spec, base, context=context)
     with disk:
+        meter = Meter(progress, cancelled)
+        meter.tick()
         if depth is None:
             if base is None:
                 raise QimgError("Image does not have a backing file")
             raise QimgError(f"Did not find '{base}' in the backing chain of '{disk.filename}'")
-        meter = Meter(progress, cancelled)
-        meter.tick()
         try:
             _Commit(disk, depth, rate_limit, meter).execute()
             if depth == 1:
@@ -155,11 +156,17 @@ class _Commit:
         What no upper layer decides shows the base, except behind the end of a shorter layer between."""
         if extent.flags & HOLE and extent.depth == len(self._upper.layers) - 1:
             return []
-        rows = []
+        unit = self._lower.top.granularity
+        rows: list[Row] = []
+        start = extent.start  # what lies before is done
         for below in self._lower.extents(extent.start, extent.length):
-            if not below.flags & ZERO:
-                (part,) = clip((extent,), below.start, below.length)
-                rows.append(Row(part.start, part.length, CLEAR, part))
+            if below.flags & ZERO:
+                continue
+            # Whole units where that is possible: they can be noted as zeros, parts have to be written.
+            low = max(start, round_down(below.start, unit))
+            start = max(start, round_up(below.start + below.length, unit))
+            parts = clip((extent,), low, start - low)
+            rows += [Row(part.start, part.length, CLEAR, part) for part in parts]
         return rows
 
 
