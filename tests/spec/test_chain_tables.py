@@ -476,9 +476,9 @@ NOTED = re.compile(
 )
 
 #: `convert -n -c` onto data: not in docs/differences.md yet.
-REPLACED = 0
+REPLACED = 121
 #: `--target-is-zero` where the backing file of the target shows: not in docs/differences.md yet.
-TRUSTED = 0
+TRUSTED = 122
 
 KNOWN: dict[str, Known] = {
     "commit growvmdk.q": Known(72, "grows", 0, "Image committed.\n", "", holds=("s.vmdk", "growvmdk.q")),
