@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from qimg.api import add_bitmap as add_bitmap
     from qimg.api import amend as amend
     from qimg.api import apply_snapshot as apply_snapshot
+    from qimg.api import bench as bench
     from qimg.api import bitmaps as bitmaps
     from qimg.api import change_bitmap as change_bitmap
-    from qimg.api import bench as bench
     from qimg.api import check as check
     from qimg.api import commit as commit
     from qimg.api import compare as compare

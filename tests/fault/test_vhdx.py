@@ -1,5 +1,6 @@
-"""A power cut or a failing disk at any moment of a change in place leaves a vhdx image that, its log replayed by
-the real program, holds in every sector what was there before or what was written.
+"""A power cut or a failing disk at any moment leaves a vhdx image whole.
+
+Its log replayed by the real program, it holds in every sector what was there before or what was written.
 
 States come from `support.crash`; the judge is the real ``check -r all``, then what the real program reads.
 """

@@ -475,9 +475,9 @@ NOTED = re.compile(
     r"|info: format-specific is .*'cid': "  # a number at random for each change
 )
 
-#: `convert -n -c` onto data: not in docs/differences.md yet.
+#: `convert -n -c` onto data.
 REPLACED = 121
-#: `--target-is-zero` where the backing file of the target shows: not in docs/differences.md yet.
+#: `--target-is-zero` where the backing file of the target shows.
 TRUSTED = 122
 
 KNOWN: dict[str, Known] = {

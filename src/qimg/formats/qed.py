@@ -134,9 +134,7 @@ class QedImage(BlockImage):
             self._corrupt("Cluster offset", host, block * self.cluster_size)
 
     def _corrupt(self, what: str, host: int, guest: int) -> NoReturn:
-        error = CorruptImage(
-            f"{what} {host:#x} is not valid", file=self.file.name, offset=host, guest=guest
-        )
+        error = CorruptImage(f"{what} {host:#x} is not valid", file=self.file.name, offset=host, guest=guest)
         error.errno = EINVAL
         raise error
 
