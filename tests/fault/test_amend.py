@@ -85,7 +85,9 @@ def test_a_new_size_together_with_other_options(tmp_path: Path) -> None:
     crash.assert_survives(tmp_path, ["a.q"], amend, after=after, atomic=True)
 
 
-def test_the_backing_file_changes_by_one_write_of_the_header(tmp_path: Path) -> None:
+def test_the_backing_file_changes_at_once_although_its_name_lies_behind_the_first_sector(
+    tmp_path: Path,
+) -> None:
     from qimg.context import Context
     from qimg.formats.base import Reference
     from qimg.graph.open import ImageSpec, open_disk
@@ -100,6 +102,5 @@ def test_the_backing_file_changes_by_one_write_of_the_header(tmp_path: Path) -> 
             disk.top.change_backing(Reference("other.raw", "raw"))
 
     crash.assert_survives_errors(tmp_path, ["a.q"], change, atomic=True, again=True)
-    recording = crash.assert_survives(tmp_path, ["a.q"], change, after=before, atomic=True)
-    assert [event.kind for _name, event in recording.events] == ["write", "flush"]
+    crash.assert_survives(tmp_path, ["a.q"], change, after=before, atomic=True)
     assert "other.raw" in run_real(["info", "a.q"], tmp_path).ok().out

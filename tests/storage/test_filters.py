@@ -51,12 +51,14 @@ def test_after_a_power_cut_nothing_works() -> None:
     place.close()
 
 
-def test_a_torn_write_puts_half_of_its_bytes_in_place() -> None:
+def test_a_torn_write_puts_the_sectors_of_its_first_half_in_place() -> None:
     child = MemoryStorage(size=4096)
-    place = FaultStorage(child, ["-wT"])
+    place = FaultStorage(child, [Rule("write", 1, torn=True), Rule("write", 2, torn=True)])
     with pytest.raises(StorageError):
-        place.write(b"1234", 0)
-    assert child.read(0, 4) == b"12\0\0"
+        place.write(b"1" * 1000 + b"2" * 1000, 100)
+    with pytest.raises(StorageError):
+        place.write(b"3" * 512, 2048)
+    assert child.read(0, 4096) == bytes(100) + b"1" * 924 + bytes(3072)
 
 
 def test_any_change_can_be_counted_together() -> None:

@@ -30,6 +30,7 @@ CHANGE = "change"
 
 _LETTERS = {"r": READ, "w": WRITE, "z": ZERO, "f": FLUSH, "t": RESIZE, "c": CHANGE}
 _CHANGES = (WRITE, ZERO, FLUSH, RESIZE, DISCARD)
+_SECTOR = 512
 
 
 class Rule:
@@ -37,7 +38,8 @@ class Rule:
 
     operation   read, write, zero, flush, resize, extents, discard; or ``change`` for all that writes.
     power_cut   every later request fails too, whatever its kind.
-    torn        a failing write still puts the first half of its bytes in place.
+    torn        a failing write still puts the sectors of its first half in place (a disk writes single
+                sectors whole).
     """
 
     __slots__ = ("errno", "nth", "operation", "power_cut", "torn")
@@ -118,7 +120,8 @@ class FaultStorage(Filter):
             return super().write(buf, offset)
         if met.torn:
             view = memoryview(buf)
-            super().write(view[: len(view) // 2], offset)
+            middle = (offset + len(view) // 2) // _SECTOR * _SECTOR
+            super().write(view[: max(middle - offset, 0)], offset)
         raise _error(met.errno, offset)
 
     def zero(self, offset: int, length: int, unmap: bool = True) -> None:

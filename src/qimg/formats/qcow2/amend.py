@@ -51,7 +51,7 @@ class AmendChanges:
         """`Image.amend`. `options["size"]` may be a GuestSize."""
         plan = _Plan(image, options)
         plan.check()
-        image._begin()  # noqa: SLF001 - part of the writer, in a file of its own
+        image.begin()
         plan.carry_out(progress)
 
     @staticmethod
@@ -71,7 +71,7 @@ class AmendChanges:
             trial.pack()
         except LimitError as error:
             raise LimitError("No space left in the file header") from error
-        image._begin()  # noqa: SLF001
+        image.begin()
         image.header.backing_name, image.header.backing_format = name, kind
         image.header_changed = True
         image.flush()

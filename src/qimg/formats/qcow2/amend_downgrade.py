@@ -71,8 +71,7 @@ def downgrade(image: WritableQcow2, progress: Callable[[int, int], None]) -> Non
     # Not `reload`: opening it anew would tell that version 2 loses sight of bitmaps, which is for later.
     image.header.bitmaps = None
     image.directory = []
-    image._active = None  # noqa: SLF001 - part of the writer, in a file of its own
-    image._start()  # noqa: SLF001
+    image.restart()
 
 
 def _has_compressed(image: WritableQcow2, tables: dict[int, bool]) -> bool:
@@ -152,10 +151,10 @@ class _Rewrite:
         image, size = self.image, self.image.cluster_size
         host = word & OFFSET_MASK
         if host % size:
-            image._guard_kept(host, 1, 0)  # noqa: SLF001 - part of the writer, in a file of its own
+            image.guard_kept(host, 1, 0)
         if host and image.refcounts.get(host // size) == users:
             # All who refer to the cluster do so by this entry: it can hold the zeros.
-            image._guard_kept(host, 1, 0)  # noqa: SLF001
+            image.guard_kept(host, 1, 0)
             image.file.zero(host, size)
             return word & ~L2_ZERO
         if host:

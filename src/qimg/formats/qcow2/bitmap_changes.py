@@ -9,7 +9,6 @@ from __future__ import annotations
 from qimg.errors import QimgError
 from qimg.formats.qcow2.bitmap import Bitmap, table_word_is_valid, table_words
 from qimg.formats.qcow2.bitmap_contents import Contents
-from qimg.formats.qcow2.bitmap_header import write_with_extension, write_without_extension
 from qimg.formats.qcow2.bitmap_rules import (
     already_exists,
     check_granularity,
@@ -151,22 +150,14 @@ class _Change:
         """Write it, and switch the header to it. Raises LimitError before any change, StorageError."""
         image = self._image
         check_room(image, self._directory)
-        image._begin()  # noqa: SLF001 - part of the writer, in a file of its own
+        image.begin()
         shelf = Shelf(image)
         for bitmap, contents in self.contents:
             shelf.store(bitmap, contents)
         for bitmap in self._gone:
             _free(image, shelf, bitmap)
-        had = image.header.bitmaps is not None
         shelf.switch(self._directory)
         image.directory = self._directory
-        if self._directory and not had:
-            image.header_changed = False  # counts and contents first
-            image.flush()
-            write_with_extension(image)
-            return
-        if had and not self._directory:
-            write_without_extension(image)
         image.flush()
 
 

@@ -39,7 +39,7 @@ class EmptyChanges:
 
 def _drop_tables(image: WritableQcow2) -> None:
     """Give up every L2 table and what it maps, then cut the file behind what is left."""
-    image._begin()  # noqa: SLF001 - part of the writer, in a file of its own
+    image.begin()
     tables, entries = image.tables, image.entries
     for index in range(image.header.header.l1_size):
         if not tables.l1_entry(index):

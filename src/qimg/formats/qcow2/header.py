@@ -59,6 +59,7 @@ _MAX_OFFSET = (1 << 63) - 1
 _MAX_L1_INDEX = (1 << 31) - 1
 _FIRST_READ = 4096
 _MIN_SUBCLUSTER = 512
+_SECTOR = 512
 
 
 class ParsedHeader:
@@ -173,6 +174,19 @@ class ParsedHeader:
         if len(cluster) > self.cluster_size:
             raise LimitError("No space left on device")
         return cluster.ljust(self.cluster_size, b"\0")
+
+    def bridge(self, name_at: int) -> bytes | None:
+        """The first sector of this header while those behind it change: without feature names, the backing
+        file's name at byte `name_at`. None where that takes more than a sector."""
+        fixed = Header.unpack(self.header.pack())
+        v3 = fixed.version >= 3
+        fixed.header_length = V3_LENGTH + len(self.tail) if v3 else V2_LENGTH
+        fixed.backing_file_size = len(self.backing_name or b"")
+        fixed.backing_file_offset = name_at if self.backing_name else 0
+        extensions = (pair for pair in self._extensions() if pair[0] != EXT_FEATURE_NAMES)
+        start = fixed.pack() + self.tail if v3 else fixed.pack()[:V2_LENGTH]
+        sector = start + b"".join(_pack_extension(kind, data) for kind, data in extensions)
+        return sector.ljust(_SECTOR, b"\0") if len(sector) <= _SECTOR else None
 
     def _extensions(self) -> list[tuple[int, bytes]]:
         known = []

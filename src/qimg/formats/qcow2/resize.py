@@ -32,7 +32,7 @@ class ResizeChanges:
     def resize(image: WritableQcow2, size: int, preallocation: str = "off", *, shown: int = 0) -> None:
         """`Image.resize`. With a GuestSize, also the rest of the unit that the end lies in reads as zeros."""
         check_resize(image, size, preallocation, shown=shown, version=image.header.version)
-        image._begin()  # noqa: SLF001 - part of the writer, in a file of its own
+        image.begin()
         if size < image.size:
             _shrink(image, size)
         elif size > image.size:

@@ -67,7 +67,7 @@ class SnapshotChanges:
 
 
 def _ready(image: WritableQcow2) -> None:
-    image._begin()  # noqa: SLF001 - part of the writer, in a file of its own
+    image.begin()
     image.flush()
 
 

@@ -25,6 +25,7 @@ from qimg.errors import CorruptImage, NotSupported
 from qimg.extent import Runs, clip
 from qimg.formats.qcow2.compress import Encoder, LivePacker
 from qimg.formats.qcow2.header import parse
+from qimg.formats.qcow2.header_write import write_header
 from qimg.formats.qcow2.image import Qcow2Image
 from qimg.formats.qcow2.live_entries import ALL, LiveExtended, LiveOneToOne, LivePlacement, LivePlain
 from qimg.formats.qcow2.live_refcounts import LiveRefcounts
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
 #: Bytes of staged tables and counts with which a batch should end.
 STAGE_LIMIT = 16 << 20
 _KNOWN_AUTOCLEAR = AUTOCLEAR_BITMAPS | AUTOCLEAR_DATA_FILE_RAW
-_SECTOR = 512
 
 
 class WritableQcow2(Qcow2Image):
@@ -68,10 +68,11 @@ class WritableQcow2(Qcow2Image):
         super().__init__(file, header, context)
         self.header_changed = False  # `flush` has to write the header
         self._dead = False  # damage was found while writing
-        self._start()
+        self.restart()
 
-    def _start(self) -> None:
-        """What is known of the image is what its header says."""
+    def restart(self) -> None:
+        """Forget what is staged: all that is known of the image is what `header` says."""
+        self._active = None
         header = self.header
         self.can_compress = not header.has_data_file
         self.refcounts = LiveRefcounts(self.file, header, self._guard_new)
@@ -93,11 +94,11 @@ class WritableQcow2(Qcow2Image):
         """Forget everything that is not on disk, and read the header again."""
         self.header = parse(self.file, writable=True)
         self.size = self.header.virtual_size
-        self._active = self._reader = self._snapshots = self._sparse = None
+        self._reader = self._snapshots = self._sparse = None
         self.header_changed = False
         self.directory = []
         self._open_directories(for_check=False)
-        self._start()
+        self.restart()
 
     # -- tables and places
 
@@ -122,9 +123,7 @@ class WritableQcow2(Qcow2Image):
                     self.data, self.refcounts, bits, raw=header.data_file_raw, size=self.size
                 )
             else:
-                placement = LivePlacement(
-                    self.file, self.refcounts, bits, self._packer.drop, self._guard_kept
-                )
+                placement = LivePlacement(self.file, self.refcounts, bits, self._packer.drop, self.guard_kept)
             if header.extended_l2:
                 self._entries = LiveExtended(placement, header.cluster_size, self._move)
             else:
@@ -135,7 +134,7 @@ class WritableQcow2(Qcow2Image):
         """The snapshot table."""
         return self.snapshot_table().snapshots if self.header.header.nb_snapshots else []
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Before the first change: what only programs that know it may leave standing is cleared."""
         if self._dead:
             raise NotSupported("The image was found to be damaged while it was written to")
@@ -163,7 +162,7 @@ class WritableQcow2(Qcow2Image):
         """No run of host clusters may be handed out in which the image's own tables lie."""
         self._check_overlap(first, count)
 
-    def _guard_kept(self, host: int, clusters: int, guest: int) -> None:
+    def guard_kept(self, host: int, clusters: int, guest: int) -> None:
         """Nor may one be overwritten in place."""
         if host % self.header.cluster_size:
             self._mark_corrupt(f"Data cluster offset {host:#x} unaligned (guest offset: {guest:#x})")
@@ -210,7 +209,7 @@ class WritableQcow2(Qcow2Image):
         return runs.take()
 
     def allocate(self, start: int, length: int) -> list[Extent]:
-        self._begin()
+        self.begin()
         first, last, end = self._range(start, length)
         size = self.cluster_size
         runs = Runs(first * size, (last - first) * size)
@@ -258,7 +257,7 @@ class WritableQcow2(Qcow2Image):
     def mark_zero(self, start: int, length: int) -> None:
         if not self.can_mark_zero:
             raise NotSupported("Zero clusters need qcow2 version 3 where there is a backing file")
-        self._begin()
+        self.begin()
         first, last, end = self._range(start, length)
         covered = self.backing is not None
         guest = first * self.cluster_size
@@ -299,7 +298,7 @@ class WritableQcow2(Qcow2Image):
         return self._encode(data)
 
     def write_encoded(self, guest: int, data: bytes) -> None:
-        self._begin()
+        self.begin()
         index, entry = divmod(guest >> self.header.cluster_bits, self.tables.entries)
         table = self.tables.change(index, entry, entry + 1)
         with self._packing:
@@ -442,15 +441,9 @@ class WritableQcow2(Qcow2Image):
         self.file.flush()
 
     def write_header(self) -> None:
-        """Write the first cluster: by one request, from its start to the last sector that differs. Durable
-        when it returns. Raises LimitError where it does not fit."""
-        cluster = self.header.pack()
-        before = self.file.read(0, len(cluster))
-        end = len(cluster)
-        while end > _SECTOR and cluster[end - _SECTOR : end] == before[end - _SECTOR : end]:
-            end -= _SECTOR
-        self.file.write(cluster[:end], 0)
-        self.file.flush()
+        """Make the header in memory the image's. Durable when it returns. Raises LimitError where it does not
+        fit, StorageError."""
+        write_header(self.file, self.header)
         self.header_changed = False
 
     def abandon(self) -> None:
