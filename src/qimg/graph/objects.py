@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from qimg.errors import NotSupported, OptionError, QimgError, StorageError
+from qimg.errors import OptionError, StorageError
 from qimg.graph.location import ID_HINT, is_identifier
 from qimg.options import parse_bool
 
@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qimg.graph.jsonopts import Json
 
-    # A kind: "string", "int", "bool", a key of ENUMS, a structure, or a list of structures.
+    # A kind: "string", "int", "int32", "bool", a key of ENUMS, a structure, or a list of one of these.
     Structure = dict[str, object]
 
 ENUMS = {
@@ -47,8 +47,10 @@ TYPES: dict[str, Structure] = {
     "authz-list-file": {"filename": "string", "refresh": "bool"},
     "authz-simple": {"identity": "string"},
     "main-loop": {"aio-max-batch": "int", "thread-pool-max": "int", "thread-pool-min": "int"},
+    "pr-manager-helper": {"path": "string"},
     "secret": {"data": "string", "file": "string", **_SECRET},
-    "secret_keyring": {**_SECRET, "serial": "int"},
+    "secret_keyring": {**_SECRET, "serial": "int32"},
+    "thread-context": {"cpu-affinity": ["int"], "node-affinity": ["int"]},
     "throttle-group": {
         "limits": dict.fromkeys(_LIMITS, "int"),
         **{f"x-{name}": "int" for name in _LIMITS},
@@ -58,14 +60,22 @@ TYPES: dict[str, Structure] = {
     "tls-creds-psk": {**_CREDENTIALS, "username": "string"},
     "tls-creds-x509": {**_CREDENTIALS, "passwordid": "string", "sanity-check": "bool"},
 }
-_REQUIRED = {"identity", "serial", "filename", "match", "policy"}
-_SHOWN = {"limits": "ThrottleLimits", "rules": "QAuthZListRule", "serial": "int32_t"}
+_REQUIRED = {"identity", "serial", "filename", "match", "path", "policy"}
+_SHOWN = {
+    "cpu-affinity": "int",
+    "limits": "ThrottleLimits",
+    "node-affinity": "int",
+    "rules": "QAuthZListRule",
+    "serial": "int32_t",
+}
+_SECRETS = ("secret", "secret_keyring")
 
 #: Types of the emulator that no image tool has a use for.
 _ELSEWHERE = frozenset(
     (
-        *("can-bus", "can-host-socketcan", "colo-compare", "cryptodev-backend", "cryptodev-backend-builtin"),
-        *("cryptodev-vhost-user", "dbus-vmstate", "filter-buffer", "filter-dump", "filter-mirror"),
+        *("authz-pam", "can-bus", "can-host-socketcan", "colo-compare", "cryptodev-backend"),
+        *("cryptodev-backend-builtin", "cryptodev-backend-lkcf", "cryptodev-vhost-user"),
+        *("dbus-vmstate", "filter-buffer", "filter-dump", "filter-mirror"),
         *("filter-redirector", "filter-replay", "filter-rewriter", "input-barrier", "input-linux"),
         *("iothread", "memory-backend-epc", "memory-backend-file", "memory-backend-memfd"),
         *("memory-backend-ram", "pef-guest", "rng-builtin", "rng-egd", "rng-random", "s390-pv-guest"),
@@ -73,9 +83,12 @@ _ELSEWHERE = frozenset(
     )
 )
 
-_JSON_TYPES = {"string": (str, "string"), "int": (int, "integer"), "bool": (bool, "boolean")}
-_MAX_SECRET = 1 << 20
-_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
+_JSON_TYPES = {
+    "string": (str, "string"),
+    "int": (int, "integer"),
+    "int32": (int, "integer"),
+    "bool": (bool, "boolean"),
+}
 
 
 class UserObject:
@@ -105,21 +118,28 @@ def add_object(text: str, objects: dict[str, object]) -> UserObject:
     properties = _check(TYPES[kind], given, "", by_json)
     if not is_identifier(id):
         raise OptionError("Parameter 'id' expects an identifier", option="id", hint=ID_HINT)
-    made = UserObject(kind, id, properties)
-    _complete(made, objects)
     if id in objects:
         raise OptionError(
             f"attempt to add duplicate property '{id}' to object (type 'container')", option="id"
         )
-    objects[id] = made
+    made = objects[id] = UserObject(kind, id, properties)
+    try:
+        _complete(made, objects)
+    except BaseException:
+        del objects[id]
+        raise
     return made
 
 
 def secret(objects: dict[str, object], id: str) -> bytes:
     """The bytes of the secret called `id`. Raises OptionError."""
     found = objects.get(id)
-    if not isinstance(found, UserObject) or found.data is None:
+    if not isinstance(found, UserObject):
         raise OptionError(f"No secret with id '{id}'", option="id")
+    if found.type not in _SECRETS:
+        raise OptionError(f"Object with id '{id}' is not a secret", option="id")
+    if found.data is None:
+        raise OptionError(f"Secret with id '{id}' has no data", option="id")
     return found.data
 
 
@@ -210,6 +230,8 @@ def _nest(flat: dict[str, str]) -> dict[str, Json]:
 
 # -- checking against TYPES
 
+_NO_INTEGER = 1 << 63
+
 
 def _string(given: dict[str, Json], name: str) -> str:
     if name not in given:
@@ -255,8 +277,10 @@ def _check_value(kind: object, value: Json, name: str, by_json: bool) -> object:
         raise OptionError(f"Parameters '{name}.*' are unexpected", option=name)
     elif kind == "bool":
         return parse_bool(name, value)
-    elif kind == "int":
-        return _integer(name, value)
+    elif kind in ("int", "int32"):
+        value = _integer(name, value)
+    if kind == "int32" and isinstance(value, int) and not -(1 << 31) <= value < 1 << 31:
+        raise OptionError(f"Parameter '{name}' expects int32_t", option=name)
     if allowed and value not in allowed:
         last = name.rpartition(".")[2]
         raise OptionError(f"Parameter '{last}' does not accept value '{value}'", option=name)
@@ -278,9 +302,12 @@ def _wrong_type(name: str, expected: str) -> OptionError:
 
 def _integer(name: str, text: str) -> int:
     try:
-        return int(text, 0)
+        value = int(text, 0)
     except ValueError:
-        raise OptionError(f"Parameter '{name}' expects integer", option=name) from None
+        value = _NO_INTEGER
+    if not -(1 << 63) <= value < 1 << 63:
+        raise OptionError(f"Parameter '{name}' expects integer", option=name)
+    return value
 
 
 # -- making objects
@@ -288,10 +315,16 @@ def _integer(name: str, text: str) -> int:
 
 def _complete(made: UserObject, objects: dict[str, object]) -> None:
     """What a type does with its properties when it is made. Raises QimgError."""
-    if made.type == "secret":
-        made.data = _secret_data(made.properties, objects)
-    elif made.type == "secret_keyring":
-        raise NotSupported("Secrets in the kernel's keyring are not supported yet")
+    if made.type in _SECRETS:
+        from qimg.graph.secret import secret_bytes
+
+        made.data = secret_bytes(made.type, made.properties, lambda other: secret(objects, other))
+    elif made.type == "throttle-group":
+        from qimg.graph.throttle import check_limits
+
+        check_limits(made.properties)
+    elif made.type == "pr-manager-helper":
+        _connect(str(made.properties["path"]))
     elif made.type == "tls-cipher-suites":
         if "priority" not in made.properties:
             raise OptionError("'priority' property is not set", option="priority")
@@ -299,48 +332,6 @@ def _complete(made: UserObject, objects: dict[str, object]) -> None:
         _check_credentials(made.properties, "ca-cert.pem")
     elif made.type == "tls-creds-psk":
         _check_credentials(made.properties, "keys.psk")
-
-
-def _secret_data(properties: dict[str, object], objects: dict[str, object]) -> bytes:
-    """The bytes of a secret; a file in raw format is taken byte for byte."""
-    data, file = properties.get("data"), properties.get("file")
-    if data is not None and file is not None:
-        raise OptionError("'file' and 'data' are mutually exclusive")
-    if data is None and file is None:
-        raise OptionError("Either 'file' or 'data' must be provided")
-    content = str(data).encode("utf-8", "surrogateescape") if file is None else _read_secret(str(file))
-    if "keyid" in properties:
-        secret(objects, str(properties["keyid"]))
-        raise NotSupported("Secrets encrypted with another one ('keyid') are not supported yet")
-    return _decode(content) if properties.get("format") == "base64" else content
-
-
-def _read_secret(name: str) -> bytes:
-    doing = f"Failed to open file \u201c{name}\u201d"
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-        doing = f"Error reading file \u201c{name}\u201d"
-        with open(descriptor, "rb") as file:
-            content = file.read(_MAX_SECRET + 1)
-    except (OSError, ValueError) as error:
-        number = getattr(error, "errno", None) or 22
-        raise StorageError(f"Unable to read {name}: {doing}: {os.strerror(number)}", errno=number) from error
-    if len(content) > _MAX_SECRET:
-        raise QimgError(f"Unable to read {name}: a secret has at most {_MAX_SECRET} bytes")
-    return content
-
-
-def _decode(content: bytes) -> bytes:
-    """Base64; line ends are ignored, and so are letters that do not make up a whole group of four."""
-    import binascii
-
-    letters = content.translate(None, b"\r\n")
-    if letters.strip(_BASE64):
-        raise OptionError("Base64 data contains invalid characters")
-    try:
-        return binascii.a2b_base64(letters[: len(letters) // 4 * 4])
-    except binascii.Error:
-        raise OptionError("Base64 data is not padded as it should be") from None
 
 
 def _check_credentials(properties: dict[str, object], needed: str) -> None:
@@ -354,3 +345,16 @@ def _check_credentials(properties: dict[str, object], needed: str) -> None:
         number = getattr(error, "errno", None) or 22
         message = f"Unable to access credentials {path}: {os.strerror(number)}"
         raise StorageError(message, errno=number) from error
+
+
+def _connect(path: str) -> None:
+    """Whether somebody listens at this socket. Nothing that an image tool does needs more of it."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(path)
+        except (OSError, ValueError) as error:
+            number = getattr(error, "errno", None) or 22
+            message = f"Failed to connect to '{path}': {os.strerror(number)}"
+            raise StorageError(message, errno=number) from error
