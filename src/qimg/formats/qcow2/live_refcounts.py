@@ -163,10 +163,9 @@ class LiveRefcounts:
 
         for block, low, high in self._slots(first, count):
             counts = self._block(block)
-            if any(value >= self.maximum for value in counts[low:high]):
+            if max(counts[low:high]) >= self.maximum:
                 raise StorageError("Invalid argument", errno=errno.EINVAL)
-            for slot in range(low, high):
-                counts[slot] += 1
+            counts[low:high] = array(self._typecode, map((1).__add__, counts[low:high]))
             self._touch(block, low, high)
 
     def release(self, first: int, count: int = 1) -> None:
@@ -176,11 +175,7 @@ class LiveRefcounts:
             if drops is None:
                 drops = array(self._typecode, bytes(self.per_block * array(self._typecode).itemsize))
                 self._drops[block] = drops
-            if any(drops[low:high]):
-                for slot in range(low, high):
-                    drops[slot] += 1
-            else:
-                drops[low:high] = array(self._typecode, [1]) * (high - low)
+            drops[low:high] = array(self._typecode, map((1).__add__, drops[low:high]))
 
     # -- free clusters
 
@@ -370,14 +365,12 @@ class LiveRefcounts:
         for block in sorted(self._drops):
             drops = self._drops[block]
             self._blocks[block] = counts = self._block(block)
-            low = next(slot for slot, drop in enumerate(drops) if drop)
-            high = len(drops) - next(slot for slot, drop in enumerate(reversed(drops)) if drop)
-            base = block * self.per_block
-            for slot in range(low, high):
-                if drops[slot]:
-                    counts[slot] -= min(drops[slot], counts[slot])
-                    if not counts[slot]:
-                        _append(free, base + slot)
+            low, high = _nonzero(drops)
+            before, fall = counts[low:high], drops[low:high]
+            left = array(self._typecode, map(_reduce, before, fall))
+            counts[low:high] = left
+            for first, stop in _freed(left, fall):
+                _append(free, block * self.per_block + low + first, stop - first)
             if not self._is_absent(block):
                 self._write(block, Span(low, high))
         self._drops.clear()
@@ -389,15 +382,40 @@ class LiveRefcounts:
         """Number of the last cluster in use, plus one."""
         for block in range(len(self.table) - 1, -1, -1):
             if self.table[block]:
-                counts = self._block(block)
-                for slot in range(self.per_block - 1, -1, -1):
-                    if counts[slot]:
-                        return block * self.per_block + slot + 1
+                _low, high = _nonzero(self._block(block))
+                if high:
+                    return block * self.per_block + high
         return 0
 
 
-def _append(runs: list[Run], cluster: int) -> None:
+def _nonzero(counts: array[int]) -> tuple[int, int]:
+    """The slots from the first to behind the last that is not 0; the second is 0 where there is none."""
+    raw = counts.tobytes()
+    size = counts.itemsize
+    return (len(raw) - len(raw.lstrip(b"\0"))) // size, -(-len(raw.rstrip(b"\0")) // size)
+
+
+def _reduce(count: int, drop: int) -> int:
+    return count - drop if count > drop else 0
+
+
+def _freed(left: array[int], drops: array[int]) -> Iterator[Run]:
+    """The runs (first slot, slot behind the last) that were dropped and have nothing left."""
+    states = bytes(map(_is_freed, left, drops))
+    at = states.find(1)
+    while at >= 0:
+        end = states.find(0, at)
+        end = end if end >= 0 else len(states)
+        yield at, end
+        at = states.find(1, end)
+
+
+def _is_freed(count: int, drop: int) -> bool:
+    return drop > 0 and not count
+
+
+def _append(runs: list[Run], cluster: int, count: int) -> None:
     if runs and sum(runs[-1]) == cluster:
-        runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        runs[-1] = (runs[-1][0], runs[-1][1] + count)
     else:
-        runs.append((cluster, 1))
+        runs.append((cluster, count))
