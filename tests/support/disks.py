@@ -17,16 +17,29 @@ MIB = 1 << 20
 DIRTY_SECTORS = (3, 10, 11, 30, 40, 100, 117, 118, 119, 200)
 
 
-_built: list[Path] = []
+#: The folder, and what `states` said of it when it was new.
+_built: list[tuple[Path, dict[str, tuple[int, int]]]] = []
 
 
 def disks(factory: pytest.TempPathFactory) -> Path:
-    """The folder with all of them, made once in a test run (once in each of its processes)."""
+    """The folder with all of them, made once in a test run (once in each of its processes). Nobody may change
+    a file in it: who links them must not write to the links."""
     if not _built:
         folder = factory.mktemp("disks")
         _Disks(folder).build()
-        _built.append(folder)
-    return _built[0]
+        _built.append((folder, states(folder)))
+    folder, new = _built[0]
+    assert states(folder) == new, "an earlier test changed files that all tests share"
+    return folder
+
+
+def states(folder: Path) -> dict[str, tuple[int, int]]:
+    """What tells whether a file in `folder` was changed: for each name its length and time of change."""
+    found = {}
+    for entry in os.scandir(folder):
+        info = entry.stat()
+        found[entry.name] = (info.st_size, info.st_mtime_ns)
+    return found
 
 
 class _Disks:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from support import peers, release7
+from support.disks import states
 from support.run import Both, run_both, run_real
 
 #: What our file may take more than the real program's: the two place their tables differently, and a raw
@@ -75,7 +76,7 @@ class Inputs:
                     os.link(entry.path, folder / entry.name)
                 elif entry.name in named:
                     copy_sparse(Path(entry.path), folder / entry.name)
-        self._states = self._state()
+        self._states = states(self.folder)
         return folders[0], folders[1]
 
     @staticmethod
@@ -84,16 +85,9 @@ class Inputs:
         for inner in os.scandir(entry.path):
             os.link(inner.path, folder / entry.name / inner.name)
 
-    def _state(self) -> dict[str, tuple[int, int]]:
-        found = {}
-        for name in os.listdir(self.folder):
-            info = os.stat(self.folder / name)
-            found[name] = (info.st_size, info.st_mtime_ns)
-        return found
-
     def changed(self) -> list[str]:
         """Inputs that a program changed although they were not its to change."""
-        now = self._state()
+        now = states(self.folder)
         return [name for name, state in self._states.items() if now[name] != state]
 
     def lost(self, folder: Path) -> list[str]:
