@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 def opened(name: str, **options: object) -> VvFat:
     """``fat:...`` by name, with the notices it gives passed over."""
-    place = registry.get("vvfat").from_options({"filename": name, **options})  # type: ignore[dict-item]
+    place = VvFat.from_options({**parse_name(name), **options})  # type: ignore[dict-item]
     assert isinstance(place, VvFat)
     return place
 
@@ -306,9 +306,9 @@ def test_the_parts_of_a_name() -> None:
 
 def test_what_is_refused_for_now_says_so(tmp_path: Path) -> None:
     with pytest.raises(NotSupported, match=r"^Writing to a folder \(fat:rw:\) is not supported yet$"):
-        registry.get("vvfat").from_options({"filename": f"fat:rw:{tmp_path}"}, writable=True)
+        registry.get("vvfat").from_options({"dir": str(tmp_path), "rw": True}, writable=True)
     with pytest.raises(NotSupported, match=r"^Image is read-only$"):
-        registry.get("vvfat").from_options({"filename": f"fat:{tmp_path}"}, writable=True)
+        registry.get("vvfat").from_options({"dir": str(tmp_path)}, writable=True)
     with pytest.raises(OptionError, match="more clusters than a floppy has"):
         opened(f"fat:floppy:32:{tmp_path}")
 

@@ -72,7 +72,7 @@ def test_an_existing_file_keeps_its_inode_and_is_not_removed(work: Path) -> None
     inode = path.stat().st_ino
     place = target("a.raw", context=Context())
     place.create({}, Context()).close()
-    place.remove_if_new()
+    place.remove_if_new(Context())
     assert path.read_bytes() == b""
     assert path.stat().st_ino == inode
 
@@ -80,14 +80,14 @@ def test_an_existing_file_keeps_its_inode_and_is_not_removed(work: Path) -> None
 def test_a_new_file_can_be_removed_again(work: Path) -> None:
     place = target("file:a.raw", context=Context())
     place.create({}, Context()).close()
-    place.remove_if_new()
-    place.remove_if_new()
+    place.remove_if_new(Context())
+    place.remove_if_new(Context())
     assert list(work.iterdir()) == []
 
 
 def test_an_unused_target_removes_nothing(work: Path) -> None:
     (work / "a.raw").write_bytes(b"old")
-    target("a.raw", context=Context()).remove_if_new()
+    target("a.raw", context=Context()).remove_if_new(Context())
     assert (work / "a.raw").read_bytes() == b"old"
 
 

@@ -12,6 +12,7 @@ from qimg.context import Context
 from qimg.errors import NotSupported, StorageError
 from qimg.formats import registry
 from qimg.formats.base import CreateHelp
+from qimg.graph.open import target
 from qimg.storage.base import Storage
 from qimg.storage.device import HostDevice
 from qimg.storage.posix import PosixFile, node_driver
@@ -87,7 +88,7 @@ def test_a_write_protected_device_is_refused_in_the_words_of_qemu(work: Path) ->
             HostDevice.open(device, writable=True)
         assert told.err == f"qemu-img: Could not open '{device}': {caught.value}\n"
         with pytest.raises(StorageError) as caught:
-            HostDevice.open(device, create=True)
+            target(device, context=Context()).create({}, Context())
         # The wording of 10.0 (common sheet 5).
         assert str(caught.value) == (
             "Protocol driver 'host_device' does not support creating new images, so an existing image must"

@@ -16,7 +16,7 @@ from support.run import run_real
 @pytest.mark.parametrize("driver", ["null-co", "null-aio"])
 def test_it_is_a_gibibyte_long_unless_told(driver: str) -> None:
     told = run_real(["info", f"{driver}://"]).ok()
-    place = registry.get(driver).from_options({"filename": f"{driver}://"})
+    place = registry.get(driver).from_options({})
     assert f"({place.size} bytes)" in told.out
     assert place.name == f"{driver}://"
     assert registry.get(driver).from_options({"size": 4096}).size == 4096
@@ -26,7 +26,7 @@ def test_it_is_a_gibibyte_long_unless_told(driver: str) -> None:
 def test_another_name_is_refused_in_the_words_of_qemu() -> None:
     told = run_real(["info", "null-co://x"])
     with pytest.raises(LocationError) as caught:
-        registry.get("null-co").from_options({"filename": "null-co://x"})
+        registry.get("null-co").parse("null-co://x")
     assert told.err == f"qemu-img: Could not open 'null-co://x': {caught.value}\n"
 
 

@@ -108,8 +108,7 @@ class RawImage(Image):
         elif preallocation != "off":
             raise NotSupported(f"Preallocation mode '{preallocation}' unsupported for this non-regular file")
         elif self.offset + size != self.file.size:
-            what = "device files" if self.file.driver == "host_device" else f"'{self.file.name}'"
-            raise NotSupported(f"Cannot resize {what}")
+            raise NotSupported(f"Cannot resize {_called(self.file)}")
         self.file.flush()
         self.size = round_up(size, SECTOR)
 
@@ -326,6 +325,11 @@ def _last_block(file: Storage, size: int) -> int:
     return (size - 1) // unit * unit
 
 
+def _called(file: Storage) -> str:
+    """What messages call a place whose length stays."""
+    return f"'{file.name}'" if file.plural is None else file.plural
+
+
 def _cut(file: Storage) -> None:
     """Back to length 0: the other one was only to learn in time whether the place can take it."""
     try:
@@ -343,5 +347,4 @@ def _check_place(file: Storage, size: int, mode: str) -> None:
     if mode != "off":
         raise NotSupported(f"Unsupported preallocation mode '{mode}'")
     if size > file.size:
-        what = "device files" if file.driver == "host_device" else f"'{file.name}'"
-        raise NotSupported(f"Cannot grow {what}")
+        raise NotSupported(f"Cannot grow {_called(file)}")

@@ -8,8 +8,9 @@ from qimg.context import Notice
 from qimg.errors import GateError, LimitError, LocationError, NotSupported, OpenError, QimgError
 from qimg.formats import registry as formats
 from qimg.graph.disk import Disk, Layer
-from qimg.graph.location import Location, protocol_of, reference, resolve_relative
+from qimg.graph.location import Location, reference, resolve_relative
 from qimg.graph.nodes import Builder, Mode, Node
+from qimg.storage.registry import protocol_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

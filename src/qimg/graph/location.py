@@ -11,19 +11,17 @@ import sys
 from qimg.context import Notice
 from qimg.errors import LocationError, OptionError
 from qimg.options import split_pairs
+from qimg.storage.registry import PREFIXES, get, protocol_of, supported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from qimg.graph.jsonopts import Json
 
     Options = dict[str, Json]
 
 JSON_PREFIX = "json:"
-
-# Their prefix is no part of the name; URLs stay whole.
-_LOCAL = ("file", "host_device", "host_cdrom")
 
 _REFERENCE_AND_MORE = "Cannot reference an existing block device with additional options or a new filename"
 ID_HINT = "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
@@ -52,6 +50,16 @@ class Location:
         """The option `name` if it is a string."""
         value = self.options.get(name)
         return value if isinstance(value, str) else None
+
+    def pick(self, names: Iterable[str]) -> Options:
+        """Those of its options that `names` have; ``server.*``: all that begin with ``server.``."""
+        found: Options = {}
+        for name in names:
+            if name.endswith(".*"):
+                found.update((key, self.options[key]) for key in self.options if key.startswith(name[:-1]))
+            elif name in self.options:
+                found[name] = self.options[name]
+        return found
 
     def take_child(self, name: str) -> Options:
         """Remove the options of child `name` (``name.``...) and return them without that prefix."""
@@ -125,12 +133,6 @@ def is_identifier(text: str) -> bool:
     )
 
 
-def protocol_of(name: str) -> str | None:
-    """What stands before the first colon, None where a ``/`` comes first or there is no colon."""
-    prefix, colon, _ = name.partition(":")
-    return prefix if colon and "/" not in prefix else None
-
-
 def check_encodable(filename: str) -> None:
     """Raise LocationError for text that is no file name on this system (it comes from callers only)."""
     try:
@@ -145,7 +147,6 @@ def find_protocol(filename: str) -> str:
     Raises LocationError (``Unknown protocol 'x'``).
     """
     from qimg.storage.posix import node_driver
-    from qimg.storage.registry import PREFIXES
 
     check_encodable(filename)
     driver = node_driver(filename)
@@ -157,14 +158,6 @@ def find_protocol(filename: str) -> str:
     if prefix not in PREFIXES:
         raise LocationError(f"Unknown protocol '{prefix}'")
     return PREFIXES[prefix]
-
-
-def strip_prefix(driver: str, filename: str) -> str:
-    """`filename` of a local driver without ``driver:``; ``./`` is put before what then has a prefix."""
-    if driver not in _LOCAL or not filename.startswith(driver + ":"):
-        return filename
-    rest = filename[len(driver) + 1 :]
-    return "./" + rest if protocol_of(rest) is not None else rest
 
 
 def reference(location: Location, name: str, child: Options) -> None:
@@ -186,6 +179,9 @@ def resolve_relative(overlay: str, backing: str) -> str:
     """
     if not backing or backing.startswith("/") or protocol_of(backing) is not None:
         return backing
+    driver = PREFIXES.get(protocol_of(overlay) or "", "")
+    if driver in supported() and not get(driver).has_directory:
+        raise LocationError(f"Cannot generate a base directory for {get(driver).plural}")
     if overlay.startswith(JSON_PREFIX):
         overlay = _json_file(overlay)
         if not overlay:

@@ -17,7 +17,6 @@ from qimg.graph.location import (
     find_protocol,
     is_identifier,
     reference,
-    strip_prefix,
 )
 from qimg.graph.probe import PROBE_BYTES, probe
 from qimg.options import parse_bool
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from qimg.graph.disk import Disk
     from qimg.graph.gate import Gate
     from qimg.graph.jsonopts import Json
+    from qimg.graph.location import Options
     from qimg.options import Option, Value
     from qimg.storage.base import Storage
 
@@ -82,8 +82,7 @@ _CACHE_NAMES = {
 # Options that change what a node shows, and so have to be part of the name of a node that has them.
 _SIGNIFICANT = {
     "raw": ("offset", "size"),
-    "null-co": ("read-zeroes", "size"),
-    "null-aio": ("read-zeroes", "size"),
+    "qcow2": ("encrypt.*",),
 }
 
 _DISCARD = {"ignore": False, "off": False, "unmap": True, "on": True}
@@ -299,7 +298,7 @@ class Builder:
             driver = probe(head, file.filename)
         storage.lock(*self._locks(mode, raw=driver == "raw"))
         format = formats.get(driver)
-        significant = significant_options(driver, location)
+        significant = location.pick(_SIGNIFICANT.get(driver, ()))
         node = Node(driver, storage, location, None, describe(driver, significant, file.description))
         if not significant:
             node.plain = file.plain
@@ -414,28 +413,23 @@ class Builder:
             driver = _guess_protocol(filename, given)
         kind = storages.get(driver)
         mode = mode.with_options(location)
-        named = not driver.startswith("null-")
-        if given is None and named:
+        options = {option.name for option in kind.open_options}
+        if given is None and "filename" in options:
             location.options.pop("filename", None)
-        significant = significant_options(driver, location)
-        options: tuple[Option, ...] = kind.open_options
-        values = take_typed(location, [option for option in options if named or option.name != "filename"])
-        if filename is not None:
-            values["filename"] = filename = strip_prefix(driver, filename)
-        if mode.native and any(option.name == "aio" for option in options):
+        said = {} if filename is None else _parse_name(kind, filename, location)
+        description = Location(None, {**said, **location.options, "driver": driver}).pick(kind.identity)
+        values = {**said, **take_typed(location, kind.open_options)}
+        if mode.native and "aio" in options:
             values.setdefault("aio", "native")
         if named_by is not None:
-            self.gate.check(driver, str(values.get("filename", "")), named_by)
+            self.gate.check(driver, str(values.get("filename", filename or "")), named_by)
         self._finish_options(location, mode)
         storage: Storage = kind.from_options(
             values, writable=mode.writable, cache=mode.cache, discard=mode.discard, context=self.context
         )
         try:
-            told: dict[str, Json] = {**(storage.description or {})}
-            plain = None if significant or told else storage.name
-            node = Node(driver, storage, location, plain, describe(driver, told or significant, None))
-            if named and not told:
-                node.description["filename"] = storage.name
+            plain = storage.name if storage.named else None
+            node = Node(driver, storage, location, plain, description)
             node.check_left()
             if mode.blocked:
                 raise LocationError("Block node is read-only")
@@ -516,6 +510,15 @@ def _guess_protocol(filename: str | None, given: str | None) -> str:
     return node_driver(given)
 
 
+def _parse_name(kind: type[Storage], filename: str, location: Location) -> dict[str, Value]:
+    """The options that a file name means. Raises LocationError, also where they are given as well."""
+    said = kind.parse(filename)
+    for name in said:
+        if name in location.options:
+            raise LocationError(f"Option '{name}' cannot be used with a file name")
+    return said
+
+
 # -- options
 
 
@@ -562,27 +565,18 @@ def take_typed(location: Location, options: Iterable[Option]) -> dict[str, Value
     for option in options:
         if option.name == _DATA_FILE:
             continue
-        text = take_text(location, option.name)
-        if text is not None:
-            values[option.name] = option.parse(text)
+        for name in location.pick((option.name,)):
+            text = take_text(location, name)
+            if text is not None:
+                values[name] = option.parse(text)
     return values
 
 
 # -- names
 
 
-def significant_options(driver: str, location: Location) -> dict[str, Json]:
-    """Options given to the node without which it would show something else."""
-    names = _SIGNIFICANT.get(driver, ())
-    return {
-        name: value
-        for name, value in location.options.items()
-        if name in names or (driver == "qcow2" and name.startswith("encrypt."))
-    }
-
-
-def describe(driver: str, significant: dict[str, Json], file: dict[str, Json] | None) -> dict[str, Json]:
-    """The node as nested options."""
+def describe(driver: str, significant: Options, file: dict[str, Json] | None) -> dict[str, Json]:
+    """The node as nested options; `significant`: those without which it would show something else."""
     description: dict[str, Json] = {**significant, "driver": driver}
     if "size" in description:
         description["size"] = description.pop("size")

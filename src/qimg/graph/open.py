@@ -22,7 +22,6 @@ from qimg.graph.location import (
     find_protocol,
     parse_option_string,
     resolve_relative,
-    strip_prefix,
 )
 from qimg.graph.nodes import (
     CREATE,
@@ -69,6 +68,12 @@ __all__ = [
     "resolve_relative",
     "target",
 ]
+
+
+_MUST_EXIST = (
+    "Protocol driver '{}' does not support creating new images, so an existing image must be selected as the"
+    " target; however, opening the given target as an existing image failed: {}"
+)
 
 
 class ImageSpec:
@@ -233,13 +238,14 @@ class Target:
     options  creation options of the protocol (for ``file``: extent_size_hint, nocow, preallocation, size).
     """
 
-    def __init__(self, name: str, driver: str, filename: str) -> None:
-        """`filename` is what the storage `driver` calls the place. Use `target`."""
+    def __init__(self, name: str, driver: str, values: dict[str, Value]) -> None:
+        """`values`: the options by which the storage `driver` opens the place. Use `target`."""
         self.name = name
         self._kind = storages.get(driver)
-        self._filename = filename
+        self._values = values
+        self._filename = str(values.get("filename", name))
         self._made = False
-        if not getattr(self._kind, "can_create", False):
+        if not self._kind.can_create:
             raise NotSupported(f"Protocol driver '{driver}' does not support image creation")
         self.options: tuple[Option, ...] = self._kind.create_options
 
@@ -256,14 +262,10 @@ class Target:
         looks at the locked place and may refuse it while its content is still there.
 
         Raises LockError, StorageError with the words of create's stage 2 errors."""
-        filename = self._filename
-        if not filename:
+        if not self._filename:
             raise StorageError(f"Could not create '': {os.strerror(errno.ENOENT)}", errno=errno.ENOENT)
-        existed = os.path.lexists(filename)
-        storage: Storage = self._kind.from_options(
-            {"filename": filename}, writable=True, create=True, cache=cache, context=context
-        )
-        self._made = not existed and storage.driver == "file"
+        storage = self._open(cache, context)
+        self._made = storage.created
         try:
             storage.lock(*CREATE)
             if check is not None:
@@ -274,18 +276,29 @@ class Target:
             raise
         return storage
 
+    def _open(self, cache: str, context: Context) -> Storage:
+        kind = self._kind
+        try:
+            return kind.from_options(self._values, writable=True, create=True, cache=cache, context=context)
+        except QimgError as error:
+            if not kind.must_exist:
+                raise
+            message = _MUST_EXIST.format(kind.driver, error)
+            number = error.errno if isinstance(error, StorageError) else errno.EINVAL
+            raise StorageError(message, errno=number, hint=error.hint) from error
+
     def is_part_of(self, disk: Disk) -> bool:
         """Whether the place is a file that `disk` is read from, by whatever name."""
         here = _identity(self._filename)
         return here is not None and any(here == _identity(name) for name in _file_names(disk))
 
-    def remove_if_new(self) -> None:
-        """Delete the file if `create` made it (not one that existed before). Never raises."""
+    def remove_if_new(self, context: Context) -> None:
+        """Delete the place if `create` made it (not one that existed before). Never raises."""
         if not self._made:
             return
         try:
-            os.unlink(self._filename)
-        except OSError:
+            self._kind.remove(self._values, context=context)
+        except QimgError:
             pass  # The failure that made it unwanted is the one to tell.
 
 
@@ -319,7 +332,7 @@ def target(name: str, *, context: Context) -> Target:  # noqa: ARG001
 
     Raises LocationError (``Unknown protocol 'x'``), NotSupported (protocol cannot create)."""
     driver = find_protocol(name)
-    return Target(name, driver, strip_prefix(driver, name))
+    return Target(name, driver, storages.get(driver).parse(name))
 
 
 def backing_location(filename: str, backing: Reference) -> str | None:

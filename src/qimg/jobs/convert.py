@@ -158,7 +158,7 @@ def convert(
 
 
 class _Closing:
-    """Closes what was added, last first."""
+    """Closes what was added, last first; after success what was changed takes effect before."""
 
     def __init__(self) -> None:
         self._things: list[Disk | Image] = []
@@ -325,7 +325,7 @@ class _NewTarget(_Conversion):
         if "data_file" in plan.values:
             places.append(target(str(plan.values["data_file"]), context=self.context))
         further = plan.driver.further_files(plan.name, plan.size, plan.values)
-        places += [Target(name, "file", name) for name in further]
+        places += [Target(name, "file", {"filename": name}) for name in further]
         for place in places:
             if any(place.is_part_of(disk) for disk in self.source.disks):
                 raise LockError(

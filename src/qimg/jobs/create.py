@@ -99,10 +99,10 @@ class CreatePlan:
 
     requested = 0
 
-    def remove_new(self) -> None:
+    def remove_new(self, context: Context) -> None:
         """After a failure: delete the files that were not there before. Never raises."""
         for place in (self.place, *self.made):
-            place.remove_if_new()
+            place.remove_if_new(context)
 
     def set_size(self, size: int) -> None:
         """Guest bytes as asked for; whole sectors are made."""
@@ -224,7 +224,7 @@ def run_create(plan: CreatePlan, *, context: Context) -> None:
             image.flush()
         except BaseException:
             image.abandon()
-            plan.remove_new()
+            plan.remove_new(context)
             raise
 
 
@@ -261,7 +261,7 @@ def create_image(
 
     def open_file(name: str, size: int) -> Storage:
         make_room(2 * len(plan.made))
-        made = make(Target(name, "file", name), size)
+        made = make(Target(name, "file", {"filename": name}), size)
         made.lock(*WRITE_EXCLUSIVE)
         return made
 
@@ -281,7 +281,7 @@ def create_image(
         return image
     except BaseException:
         storage.close()
-        plan.remove_new()
+        plan.remove_new(context)
         raise
 
 

@@ -80,14 +80,32 @@ class Storage:
     keeps_data: bool = True
     #: Offsets in the place mean something outside of it; False: `map` shows none.
     addressed: bool = True
-    #: The options, and the driver, that describe a place which no plain name does; None: `name` does.
-    description: dict[str, Value] | None = None
-    #: Options of opening (``json:``, ``--image-opts``), names as users write them.
+    #: `name` alone opens the same place; False: that takes a description by options.
+    named: bool = True
+    #: Opening it with `create` made the place.
+    created: bool = False
+    #: Options of opening (``json:``, ``--image-opts``), names as users write them. ``server.*`` stands for
+    #: all options that begin so, taken as text.
     open_options: ClassVar[tuple[Option, ...]] = ()
+    #: Which of them say what place it is, in the order in which a description has them, `driver` among them.
+    identity: ClassVar[tuple[str, ...]] = ("driver", "filename")
     #: Options of creation, in the order in which they follow the format's own.
     create_options: ClassVar[tuple[Option, ...]] = ()
     #: New images can be made here, if only in an existing place.
     can_create: ClassVar[bool] = False
+    #: Only in an existing one: a device, an export.
+    must_exist: ClassVar[bool] = False
+    #: Relative names beside this place (of a backing file) mean something.
+    has_directory: ClassVar[bool] = True
+    #: What messages call such places, None: by their name.
+    plural: str | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> dict[str, Value]:
+        """The typed options that the file name `name` means: a path, an URL, ``driver:`` and more. No I/O.
+
+        Raises LocationError."""
+        return {"filename": name}
 
     @classmethod
     def from_options(
@@ -165,11 +183,19 @@ class Storage:
 
     def start_new(self, values: dict[str, Value], context: Context) -> None:
         """Forget the old content, to hold a new image from now on: cut a file to length 0 and apply those
-        of its `create_options` that concern the empty file; clear the first sector of a device.
+        of its `create_options` that concern the empty file; clear the first sector of a place that existed.
 
         Raises OptionError (before any change), StorageError, NotSupported.
         """
-        raise NotSupported(f"Protocol driver '{self.driver}' does not support image creation")
+        if not self.must_exist:
+            raise NotSupported(f"Protocol driver '{self.driver}' does not support image creation")
+        self.zero(0, min(512, self.size))
+
+    @classmethod
+    def remove(cls, values: dict[str, Value], *, context: Context) -> None:
+        """Delete the place that typed values of `open_options` describe, once it is closed: a new image that
+        failed. Raises StorageError, NotSupported."""
+        raise NotSupported(f"Block driver '{cls.driver}' cannot delete")
 
     def flush(self) -> None:
         """Barrier: everything written so far survives a power cut (unless opened with cache=unsafe)."""
@@ -216,6 +242,7 @@ class Filter(Storage):
         self.limits = child.limits
         self.zero_init = child.zero_init
         self.fixed_size = child.fixed_size
+        self.plural = child.plural
 
     @property
     def size(self) -> int:

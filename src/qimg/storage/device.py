@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from qimg.context import Context
     from qimg.options import Value
 
-_NO_CREATION = (
-    "Protocol driver 'host_device' does not support creating new images, so an existing image must be"
-    " selected as the target; however, opening the given target as an existing image failed: "
-)
-
 
 class HostDevice(PosixFile):
     """A block or character device: fixed length, holes unknown."""
@@ -39,6 +34,8 @@ class HostDevice(PosixFile):
     )
     zero_init = False
     fixed_size = True
+    must_exist: ClassVar[bool] = True
+    plural = "device files"
 
     @classmethod
     def open(
@@ -53,20 +50,15 @@ class HostDevice(PosixFile):
         discard: bool = True,
         context: Context | None = None,
     ) -> Self:
-        try:
-            return super().open(
-                filename,
-                writable=writable or create,
-                cache=cache,
-                locking=locking,
-                aio=aio,
-                discard=discard,
-                context=context,
-            )
-        except StorageError as error:
-            if not create:
-                raise
-            raise StorageError(f"{_NO_CREATION}{error}", errno=error.errno) from error
+        return super().open(
+            filename,
+            writable=writable or create,
+            cache=cache,
+            locking=locking,
+            aio=aio,
+            discard=discard,
+            context=context,
+        )
 
     @classmethod
     def _check_mode(cls, filename: str, mode: int) -> None:
@@ -148,7 +140,7 @@ class HostDevice(PosixFile):
             raise NotSupported("Cannot grow device files")
 
     def start_new(self, values: dict[str, Value], context: Context) -> None:
-        self.zero(0, min(512, self.size))
+        Storage.start_new(self, values, context)
 
     def flush(self) -> None:
         if self._is_block:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from qimg.errors import LocationError, NotSupported, OptionError
 from qimg.extent import MAPPED, ZERO, Extent
-from qimg.options import BOOL, NUM, SIZE, STR, Option
+from qimg.options import BOOL, NUM, SIZE, Option
 from qimg.storage.base import Limits, Storage
 from qimg.units import GIB, INT64_MAX
 
@@ -29,11 +29,12 @@ class NullCo(Storage):
     fixed_size = True
     keeps_data = False
     open_options: ClassVar[tuple[Option, ...]] = (
-        Option("filename", STR, None, "The driver's name and ://"),
         Option("size", SIZE, GIB, "Length of the place"),
         Option("latency-ns", NUM, 0, "Time that a request takes, in nanoseconds"),
         Option("read-zeroes", BOOL, False, "Whether reads give zeros"),
     )
+
+    identity: ClassVar[tuple[str, ...]] = ("read-zeroes", "driver", "size")
 
     def __init__(
         self, *, size: int = GIB, latency_ns: int = 0, read_zeroes: bool = False, writable: bool = False
@@ -44,6 +45,12 @@ class NullCo(Storage):
         self._size = size
         self._latency_ns = latency_ns
         self._read_zeroes = read_zeroes
+
+    @classmethod
+    def parse(cls, name: str) -> dict[str, Value]:
+        if name != f"{cls.driver}://":
+            raise LocationError(f"The only allowed filename for this driver is '{cls.driver}://'")
+        return {}
 
     @classmethod
     def from_options(
@@ -58,17 +65,17 @@ class NullCo(Storage):
     ) -> Self:
         if create:
             raise NotSupported(f"Protocol driver '{cls.driver}' does not support image creation")
-        if values.get("filename") not in (None, f"{cls.driver}://"):
-            raise LocationError(f"The only allowed filename for this driver is '{cls.driver}://'")
         latency = int(values.get("latency-ns", 0))
         if latency > INT64_MAX:
             raise OptionError("latency-ns is invalid", option="latency-ns")
-        return cls(
+        new = cls(
             size=int(values.get("size", GIB)),
             latency_ns=latency,
             read_zeroes=bool(values.get("read-zeroes", False)),
             writable=writable,
         )
+        new.named = not any(name in values for name in cls.identity)
+        return new
 
     @property
     def size(self) -> int:

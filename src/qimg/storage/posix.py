@@ -18,6 +18,7 @@ from qimg.options import BOOL, NUM, SIZE, STR, Option
 from qimg.storage import hostcalls, lock
 from qimg.storage.base import Limits, Storage
 from qimg.storage.hostio import PAGE, BufferedIO, DirectIO, failed, probe_alignment
+from qimg.storage.registry import protocol_of
 from qimg.units import INT64_MAX, round_down, round_up
 
 TYPE_CHECKING = False
@@ -154,18 +155,31 @@ class PosixFile(Storage):
                 f"Could not open '{filename}': {os.strerror(errno.ENOENT)}", errno=errno.ENOENT
             )
         cls._check_node(filename, create)
+        existed = os.path.lexists(filename)
         fd = cls._open_node(filename, writable, create, cache)
         try:
             cls._check_aio(aio, cache)
             cls._check_mode(filename, os.fstat(fd).st_mode)
             os.set_blocking(fd, True)
             new = cls(fd, filename, writable=writable, cache=cache, discard=discard)
+            new.created = create and not existed
             new._check_device()
             new._lock = lock.for_file(fd, filename, locking, context if context is not None else Context())
         except BaseException:
             os.close(fd)
             raise
         return new
+
+    @classmethod
+    def parse(cls, name: str) -> dict[str, Value]:
+        """The path without ``file:`` (or what the driver is called); ``./`` is put before what then has a
+        prefix."""
+        prefix = cls.driver + ":"
+        if name.startswith(prefix):
+            name = name[len(prefix) :]
+            if protocol_of(name) is not None:
+                name = "./" + name
+        return {"filename": name}
 
     @classmethod
     def from_options(
@@ -452,6 +466,14 @@ class PosixFile(Storage):
                 hostcalls.set_no_cow(self._fd)
             except OSError:
                 pass  # Only some file systems have it; it is a wish for speed.
+
+    @classmethod
+    def remove(cls, values: dict[str, Value], *, context: Context) -> None:  # noqa: ARG003
+        filename = str(values["filename"])
+        try:
+            os.unlink(filename)
+        except OSError as error:
+            raise _reason(f"Could not delete '{filename}'", error) from error
 
     def _settle_truncation(self) -> None:
         """Close the file once more after cutting it to nothing.

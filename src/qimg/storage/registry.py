@@ -74,6 +74,13 @@ PREFIXES: dict[str, str] = {
     "ssh": "ssh",
 }
 
+
+def protocol_of(name: str) -> str | None:
+    """What stands before the first colon, None where a ``/`` comes first or there is no colon."""
+    prefix, colon, _ = name.partition(":")
+    return prefix if colon and "/" not in prefix else None
+
+
 _loaded: dict[str, type[Storage]] = {}
 
 
@@ -85,8 +92,8 @@ def supported() -> list[str]:
 def get(name: str) -> type[Storage]:
     """The storage class called `name`. Raises OptionError (no such driver), NotSupported (not written yet).
 
-    Every class has ``open_options`` and ``create_options`` (tuples of Option), ``can_create`` and
-    ``from_options(values, *, writable, cache, discard, context)``.
+    What a class says of itself is in `Storage`: ``open_options``, ``create_options``, ``can_create``,
+    ``parse(name)``, ``from_options(values, *, writable, cache, discard, context)``.
     """
     known = _loaded.get(name)
     if known is not None:

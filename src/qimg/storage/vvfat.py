@@ -81,6 +81,8 @@ class VvFat(Storage):
         Option("label", STR, None, "Name of the volume"),
         Option("rw", BOOL, False, "Write changes back to the folder"),
     )
+    identity: ClassVar[tuple[str, ...]] = ("fat-type", "dir", "driver", "floppy", "label", "rw")
+    named = False
     #: Where bytes lie in this place says nothing.
     addressed = False
 
@@ -91,13 +93,11 @@ class VvFat(Storage):
         fat_type: int = 0,
         floppy: bool = False,
         label: str | None = None,
-        description: dict[str, Value] | None = None,
         warn: Callable[[Notice], None],
     ) -> None:
         """Read the tree. Raises StorageError, LimitError, OptionError."""
         self.limits = Limits()
-        self.description = description or {"dir": folder, "driver": self.driver}
-        self.name = _json_name(self.description)
+        self.name = _json_name({"dir": folder, "driver": self.driver})
         if fat_type not in (0, *_TYPES):
             raise OptionError("Valid FAT types are only 12, 16 and 32", option="fat-type")
         raw_label = _LABEL if label is None else os.fsencode(label)
@@ -109,6 +109,10 @@ class VvFat(Storage):
         tree = _Tree(folder, layout, raw_label.ljust(_MAX_LABEL), warn)
         self._size = layout.sectors * SECTOR
         self._places, self._contents = tree.parts()
+
+    @classmethod
+    def parse(cls, name: str) -> dict[str, Value]:
+        return parse_name(name)
 
     @classmethod
     def from_options(
@@ -123,10 +127,6 @@ class VvFat(Storage):
     ) -> Self:
         if create:
             raise NotSupported(f"Protocol driver '{cls.driver}' does not support image creation")
-        values = dict(values)
-        filename = values.pop("filename", None)
-        if filename is not None:
-            values = {**parse_name(str(filename)), **values}
         folder = values.get("dir")
         if folder is None:
             raise LocationError("vvfat block driver requires a 'dir' option")
@@ -137,15 +137,16 @@ class VvFat(Storage):
         if writable:
             raise NotSupported("Image is read-only")
         label = values.get("label")
-        values["driver"] = cls.driver
-        return cls(
+        new = cls(
             str(folder),
             fat_type=int(values.get("fat-type", 0)),
             floppy=bool(values.get("floppy", False)),
             label=None if label is None else str(label),
-            description={name: values[name] for name in _ORDER if name in values},
             warn=(lambda notice: None) if context is None else context.warn,
         )
+        values = {**values, "driver": cls.driver}
+        new.name = _json_name({name: values[name] for name in cls.identity if name in values})
+        return new
 
     @property
     def size(self) -> int:
@@ -165,14 +166,10 @@ class VvFat(Storage):
             offset += step
 
 
-# Options as the real program shows them.
-_ORDER = ("fat-type", "dir", "driver", "floppy", "label", "rw")
-
-
-def _json_name(description: dict[str, Value]) -> str:
+def _json_name(options: dict[str, Value]) -> str:
     import json
 
-    return "json:" + json.dumps(description, ensure_ascii=False)
+    return "json:" + json.dumps(options, ensure_ascii=False)
 
 
 def parse_name(name: str) -> dict[str, Value]:
