@@ -302,6 +302,13 @@ class Image:
         """The image below was changed by a job after which this one still fits: record its `content_id`.
         Durable when it returns. Raises StorageError."""
 
+    def publish(self) -> None:
+        """The last call of a job that succeeded, before `close`: what was flushed takes effect where storages
+        have to be told (`Storage.publish`). Raises StorageError."""
+        for _, storage in self.attached():
+            storage.publish()
+        self.file.publish()
+
     def close(self) -> None:
         """Close the storage(s). Never raises. Does not flush."""
         self.file.close()
@@ -315,7 +322,11 @@ class Image:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            if kind is None:
+                self.publish()
+        finally:
+            self.close()
 
 
 class CreateHelp:

@@ -85,7 +85,7 @@ class RawImage(Image):
         return [Extent(start, length, MAPPED, 0, self.offset + start, self.file)]
 
     def mark_zero(self, start: int, length: int) -> None:
-        if self._late_end is not None:
+        if self._late_end is not None and self.file.zero_init:
             # Nothing is there yet behind the end, and the new length will read as zeros.
             length = min(length, self.file.size - start)
         if length > 0:
@@ -303,6 +303,8 @@ class Raw(Format):
         _resize(file, _last_block(file, size) if size else 0, mode)
         if mode == "off":
             _cut(file)
+        if help.filling:
+            file.write_once(size)
         return RawImage(file, size, new=True, preallocation=mode)
 
     def measure(self, source: MeasureSource, options: dict[str, Value]) -> Measure:

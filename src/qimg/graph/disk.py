@@ -157,6 +157,12 @@ class Disk:
             at = extent.start - offset
             self.read_extent(extent, view[at : at + extent.length])
 
+    def publish(self) -> None:
+        """A successful job's last call: what it changed takes effect, from the deepest layer up. Raises
+        StorageError."""
+        for layer in reversed(self.layers):
+            layer.image.publish()
+
     def close(self) -> None:
         """Close every layer. Never raises; a second call does nothing."""
         for layer in self.layers:
@@ -171,4 +177,8 @@ class Disk:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            if kind is None:
+                self.publish()
+        finally:
+            self.close()

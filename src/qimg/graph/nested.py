@@ -103,6 +103,9 @@ class DiskStorage(Storage):
             self.disk.top.flush()
             self._staged = False
 
+    def publish(self) -> None:
+        self.disk.publish()
+
     def allocated_bytes(self) -> int | None:
         return self.disk.top.file.allocated_bytes()
 

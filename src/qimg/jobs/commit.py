@@ -51,6 +51,7 @@ def commit(
             raise QimgError(f"Did not find '{base}' in the backing chain of '{disk.filename}'")
         try:
             _Commit(disk, depth, rate_limit, meter).execute()
+            disk.layers[depth].image.publish()
             if depth == 1:
                 disk.top.record_backing(disk.layers[1].image)
         except NotSupported as error:

@@ -169,9 +169,14 @@ class _Closing:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        while self._things:
-            self._things.pop().close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                for thing in reversed(self._things):
+                    thing.publish()
+        finally:
+            while self._things:
+                self._things.pop().close()
 
 
 class _Conversion:

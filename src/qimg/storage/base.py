@@ -200,6 +200,14 @@ class Storage:
     def flush(self) -> None:
         """Barrier: everything written so far survives a power cut (unless opened with cache=unsafe)."""
 
+    def publish(self) -> None:
+        """Make what was written take effect, in places where writes alone do not (an object in a store changes
+        as a whole); `close` without it drops it. Raises StorageError."""
+
+    def write_once(self, size: int) -> None:
+        """Told of a new place by who fills it: each of `size` bytes will be written just once before `publish`,
+        zeros too unless `zero_init`, more or less from the start on. What comes may be sent on at once."""
+
     def allocated_bytes(self) -> int | None:
         """Bytes of host space in use (``disk size``), None if unknown."""
         return None
@@ -272,6 +280,12 @@ class Filter(Storage):
 
     def flush(self) -> None:
         self.child.flush()
+
+    def publish(self) -> None:
+        self.child.publish()
+
+    def write_once(self, size: int) -> None:
+        self.child.write_once(size)
 
     def allocated_bytes(self) -> int | None:
         return self.child.allocated_bytes()

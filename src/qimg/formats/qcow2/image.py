@@ -248,6 +248,11 @@ class Qcow2Image(Image):
 
         return check(self, report)
 
+    def publish(self) -> None:
+        if self._data is not None:
+            self._data.publish()
+        super().publish()
+
     def close(self) -> None:
         if self._data is not None:
             self._data.close()
