@@ -6,6 +6,8 @@ The command line prints it; a library user gets it as a Python warning unless a 
 
 from __future__ import annotations
 
+from qimg.errors import OptionError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,3 +48,22 @@ class Context:
     ) -> None:
         self.warn = warn
         self.objects = {} if objects is None else objects
+
+    def secret(self, id: str) -> bytes:
+        """The passphrase that the secret object called `id` holds. Raises OptionError (luks sheet 8)."""
+        if id not in self.objects:
+            raise OptionError(f"No secret with id '{id}'", option="id")
+        data = getattr(self.objects[id], "data", None)
+        if not isinstance(data, bytes):
+            raise OptionError(f"Object with id '{id}' is not a secret", option="id")
+        if not _is_text(data):
+            raise OptionError(f"Data from secret {id} is not valid UTF-8", option="id")
+        return data
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in data
