@@ -35,7 +35,7 @@ def test_a_wrong_value_for_a_null_node_is_an_error_and_no_crash() -> None:
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("driver", "kind"),
-    [("luks", "Format"), ("throttle", "Protocol"), ("nbd", "Protocol")],
+    [("nvme", "Protocol"), ("gluster", "Protocol")],
 )
 def test_what_is_not_written_yet_is_refused_by_name(driver: str, kind: str) -> None:
     text = f"json:{{'driver':'{driver}','file.filename':'a.raw'}}"

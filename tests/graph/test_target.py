@@ -53,8 +53,8 @@ def test_a_target_is_accepted_or_refused_as_with_the_real_program(name: str, wor
 
 
 def test_a_protocol_that_is_not_written_yet_is_refused_by_name() -> None:
-    with pytest.raises(QimgError, match="'http' is not supported yet"):
-        target("http://host/x", context=Context())
+    with pytest.raises(QimgError, match="'gluster' is not supported yet"):
+        target("gluster://host/volume/x", context=Context())
 
 
 def test_options_of_the_place_are_those_of_its_protocol() -> None:

@@ -15,6 +15,7 @@ from qimg.storage.registry import protocol_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qimg.graph.nodes import Identity
+    from qimg.storage.base import Storage
 
 #: Images of one chain. Each costs an open file and a step of recursion when the disk is read.
 MAX_CHAIN = 500
@@ -51,7 +52,7 @@ class Base:
         if given is None or protocol_of(given) is not None or protocol_of(self.name) is not None:
             return False
         try:
-            wanted = resolve_relative(node.image.file.name, self.name)
+            wanted = resolve_relative(place_of(node.image.file), self.name)
         except LocationError:
             return False
         return bool(self.name) and os.path.realpath(wanted) == os.path.realpath(given)
@@ -185,10 +186,20 @@ def _below(builder: Builder, node: Node, wanted: bool) -> tuple[Location | None,
             options.setdefault("driver", recorded.format)
         if "file.filename" in options:
             return below, None
-        below.filename = resolve_relative(image.file.name, recorded.name)
     except LocationError as error:
         raise BackingError(error, 1) from error
+    below.filename = resolve_relative(place_of(image.file), recorded.name)
     return below, node.filename
+
+
+def place_of(file: Storage) -> str:
+    """The name of the place beside which an image in `file` finds others. Raises LocationError where there is
+    no single one."""
+    while file.children:
+        if not file.has_directory:
+            raise LocationError(f"Cannot generate a base directory for {file.plural}")
+        file = file.below()[0][1]
+    return file.name
 
 
 def _can_have_backing(node: Node) -> bool:

@@ -7,7 +7,8 @@ import os
 from _thread import allocate_lock
 
 from qimg.errors import StorageError
-from qimg.extent import MAPPED, ZERO, Extent
+from qimg.extent import MAPPED, ZERO, Extent, is_data
+from qimg.formats import registry as formats
 from qimg.storage.base import Limits, Storage
 from qimg.units import round_down, round_up
 
@@ -35,8 +36,10 @@ class DiskStorage(Storage):
         self.driver = disk.top.format_name
         self.name = disk.top.file.name
         self.writable = disk.top.file.writable
-        self.limits = Limits(fast_zero=False, parallel=1)
+        self.limits = Limits(fast_zero=disk.top.can_mark_zero, parallel=1)
         self._staged = False
+        #: Unit of compressed writes, None: they are stored as they are.
+        self._compressed: int | None = None
         self._writing = allocate_lock()
 
     @property
@@ -65,21 +68,72 @@ class DiskStorage(Storage):
         if end > self.size:
             number = errno.ENOSPC
             raise StorageError(os.strerror(number), errno=number, offset=offset)
-        unit = self.disk.top.granularity
+        with self._writing:
+            self._write(view, offset)
+
+    def _write(self, view: memoryview, offset: int) -> None:
+        end = offset + len(view)
+        top = self.disk.top
+        unit = top.granularity if self._compressed is None else self._compressed
         start = round_down(offset, unit)
         stop = min(round_up(end, unit), self.size)
+        if (start, stop) != (offset, end):
+            # Units that are only partly written keep the rest of what they show now.
+            whole = memoryview(bytearray(stop - start))
+            self._read(whole, start)
+            whole[offset - start : end - start] = view
+            view = whole
+        self._staged = True
+        if self._compressed is None:
+            self._store(view, start)
+            return
+        for at in range(0, len(view), unit):
+            part = view[at : at + unit]
+            encoded = top.encode(bytes(part).ljust(unit, b"\0"))
+            if encoded is None:
+                self._store(part, start + at)
+            else:
+                top.write_encoded(start + at, encoded)
+
+    def _store(self, view: memoryview, start: int) -> None:
+        for extent in self.disk.top.allocate(start, len(view)):
+            assert extent.source is not None and extent.host is not None
+            at = extent.start - start
+            extent.source.write(view[at : at + extent.length], extent.host)
+
+    def zero(self, offset: int, length: int, unmap: bool = True) -> None:
+        top = self.disk.top
+        end = min(offset + length, self.size)
+        start, stop = round_up(offset, top.granularity), round_down(end, top.granularity)
+        stop = end if end == self.size else stop
+        if not top.can_mark_zero or stop <= start:
+            super().zero(offset, length, unmap)
+            return
+        super().zero(offset, start - offset, unmap)
         with self._writing:
-            if (start, stop) != (offset, end):
-                # Units that are only partly written keep the rest of what they show now.
-                whole = memoryview(bytearray(stop - start))
-                self._read(whole, start)
-                whole[offset - start : end - start] = view
-                view = whole
             self._staged = True
-            for extent in self.disk.top.allocate(start, stop - start):
-                assert extent.source is not None and extent.host is not None
-                at = extent.start - start
-                extent.source.write(view[at : at + extent.length], extent.host)
+            top.mark_zero(start, stop - start)
+        super().zero(stop, end - stop, unmap)
+
+    def copy_up(self, offset: int, length: int) -> None:
+        length = min(length, self.size - offset)
+        if length <= 0:
+            return
+        with self._writing:
+            self._settle()
+            below = [
+                extent for extent in self.disk.extents(offset, length) if extent.depth and is_data(extent)
+            ]
+            for extent in below:
+                data = memoryview(bytearray(extent.length))
+                self._read(data, extent.start)
+                self._write(data, extent.start)
+
+    def compress_writes(self) -> None:
+        top = self.disk.top
+        if not formats.get(top.format_name).can_compress:
+            super().compress_writes()
+        self._compressed = top.cluster_size
 
     def extents(self, start: int, length: int) -> Iterator[Extent]:
         with self._writing:

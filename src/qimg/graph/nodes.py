@@ -7,7 +7,7 @@ opened here but in `chain`.
 from __future__ import annotations
 
 from qimg.context import Notice
-from qimg.errors import LocationError, OptionError
+from qimg.errors import LocationError, OptionError, StorageError
 from qimg.formats import registry as formats
 from qimg.graph.gate import OPEN
 from qimg.graph.location import (
@@ -26,7 +26,7 @@ from qimg.storage.handles import make_room
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from qimg.context import Context
     from qimg.formats.base import Image
@@ -294,8 +294,7 @@ class Builder:
         storage = file.storage
         guessed = driver is None
         if driver is None:
-            head = storage.read(0, min(PROBE_BYTES, storage.size))
-            driver = probe(head, file.filename)
+            driver = probe(_head(storage), file.filename)
         storage.lock(*self._locks(mode, raw=driver == "raw"))
         format = formats.get(driver)
         significant = location.pick(_SIGNIFICANT.get(driver, ()))
@@ -395,12 +394,10 @@ class Builder:
         driver = take_driver(location)
         if driver is None or is_protocol(driver):
             return self.protocol(location, mode, driver, named_by)
-        from qimg.graph.nested import DiskStorage
-
-        assert self._open_chain is not None
         location.options["driver"] = driver
-        disk, top = self._open_chain(self, location, mode, named_by)
-        return Node(driver, DiskStorage(disk), Location(None), None, top.description)
+        node = self._shown(location, mode, named_by)
+        node.plain = None
+        return node
 
     def protocol(self, location: Location, mode: Mode, driver: str | None, named_by: str | None) -> Node:
         """Open a storage. Raises QimgError subclasses."""
@@ -412,6 +409,8 @@ class Builder:
         if driver is None:
             driver = _guess_protocol(filename, given)
         kind = storages.get(driver)
+        if kind.children:
+            return self._over(kind, location, mode, named_by)
         mode = mode.with_options(location)
         options = {option.name for option in kind.open_options}
         if given is None and "filename" in options:
@@ -437,6 +436,54 @@ class Builder:
             storage.close()
             raise
         return node
+
+    def _over(self, kind: type[Storage], location: Location, mode: Mode, named_by: str | None) -> Node:
+        """Open a storage that stands on other nodes. Raises QimgError subclasses."""
+        said = {} if location.filename is None else _parse_name(kind, location.filename, location)
+        mode = mode.with_options(location)
+        names = list(_child_names(kind, location))
+        description = Location(None, {**said, **location.options, "driver": kind.driver}).pick(kind.identity)
+        values = {**said, **take_typed(location, kind.open_options)}
+        self._finish_options(location, mode)
+        below: dict[str, Node] = {}
+        try:
+            for name, is_image in names:
+                options = location.take_child(name)
+                reference(location, name, options)
+                location.options.pop(name, None)
+                filename = values.pop(name, None)
+                if filename is None and not options:
+                    raise LocationError(f'A block device must be specified for "{name}"')
+                place = Location(None if filename is None else str(filename), options)
+                below[name] = (self._shown if is_image else self.child)(place, mode, named_by)
+            storage = kind.over(
+                {name: node.storage for name, node in below.items()}, values, context=self.context
+            )
+        except BaseException:
+            for node in below.values():
+                node.storage.close()
+            raise
+        described = _describe_children(below)
+        file = {name: described.pop(name) for name in ("file",) if name in described}
+        plain = storage.name if storage.named else None
+        node = Node(kind.driver, storage, location, plain, {**described, **description, **file})
+        storage.name = node.filename
+        try:
+            node.check_left()
+            if mode.blocked:
+                raise LocationError("Block node is read-only")
+        except BaseException:
+            storage.close()
+            raise
+        return node
+
+    def _shown(self, location: Location, mode: Mode, named_by: str | None) -> Node:
+        """Open an image, of whatever format, with its chain, as a storage."""
+        from qimg.graph.nested import DiskStorage
+
+        assert self._open_chain is not None
+        disk, top = self._open_chain(self, location, mode, named_by)
+        return Node(top.driver, DiskStorage(disk), Location(None), top.plain, top.description)
 
     # -- what all nodes have
 
@@ -478,6 +525,15 @@ class Builder:
         return READ_SHARED if shares else READ_EXCLUDING_WRITERS
 
 
+def _head(storage: Storage) -> bytearray:
+    """What the format is told from. Raises StorageError."""
+    try:
+        return storage.read(0, min(PROBE_BYTES, storage.size))
+    except StorageError as error:
+        message = f"Could not read image for determining its format: {error}"
+        raise StorageError(message, errno=error.errno, offset=error.offset) from error
+
+
 def _probe_content(sector: bytes) -> str:
     return probe(sector, "")
 
@@ -517,6 +573,33 @@ def _parse_name(kind: type[Storage], filename: str, location: Location) -> dict[
         if name in location.options:
             raise LocationError(f"Option '{name}' cannot be used with a file name")
     return said
+
+
+def _child_names(kind: type[Storage], location: Location) -> Iterator[tuple[str, bool]]:
+    """The children that `location` describes, or has to: name, and whether it is an image and no place.
+
+    Raises LocationError for lists with gaps."""
+    for name in kind.children:
+        is_image = name in kind.image_children
+        if not name.endswith(".*"):
+            yield name, is_image
+            continue
+        prefix = name[:-1]
+        numbers = {key[len(prefix) :].partition(".")[0] for key in location.options if key.startswith(prefix)}
+        if numbers != {str(number) for number in range(len(numbers))}:
+            raise LocationError(f"Option {name[:-2]} is not a valid array")
+        yield from ((f"{prefix}{number}", is_image) for number in range(len(numbers)))
+
+
+def _describe_children(below: dict[str, Node]) -> dict[str, Json]:
+    described: dict[str, Json] = {}
+    for name, node in below.items():
+        group, dot, _ = name.partition(".")
+        if dot:
+            described.setdefault(group, []).append(node.description)  # type: ignore[union-attr]
+        else:
+            described[name] = node.description
+    return described
 
 
 # -- options

@@ -14,6 +14,7 @@ from qimg.options import parse_bool
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qimg.graph.jsonopts import Json
+    from qimg.storage.filters.throttle import ThrottleGroup
 
     # A kind: "string", "int", "int32", "bool", a key of ENUMS, a structure, or a list of one of these.
     Structure = dict[str, object]
@@ -92,15 +93,17 @@ _JSON_TYPES = {
 
 
 class UserObject:
-    """One object: its `type`, `id`, `properties` (typed values); `data`: the bytes of a secret."""
+    """One object: its `type`, `id`, `properties` (typed values); `data`: the bytes of a secret; `group`: the
+    limits of a throttle-group, which all nodes that name it share."""
 
-    __slots__ = ("data", "id", "properties", "type")
+    __slots__ = ("data", "group", "id", "properties", "type")
 
     def __init__(self, type: str, id: str, properties: dict[str, object], data: bytes | None = None) -> None:
         self.type = type
         self.id = id
         self.properties = properties
         self.data = data
+        self.group: ThrottleGroup | None = None
 
 
 def add_object(text: str, objects: dict[str, object]) -> UserObject:
@@ -320,9 +323,10 @@ def _complete(made: UserObject, objects: dict[str, object]) -> None:
 
         made.data = secret_bytes(made.type, made.properties, lambda other: secret(objects, other))
     elif made.type == "throttle-group":
-        from qimg.graph.throttle import check_limits
+        from qimg.graph.throttle import checked_limits
+        from qimg.storage.filters.throttle import ThrottleGroup
 
-        check_limits(made.properties)
+        made.group = ThrottleGroup(checked_limits(made.properties))
     elif made.type == "pr-manager-helper":
         _connect(str(made.properties["path"]))
     elif made.type == "tls-cipher-suites":

@@ -15,7 +15,7 @@ from qimg.errors import (
     QimgError,
     StorageError,
 )
-from qimg.graph.chain import BackingError, Base, open_chain
+from qimg.graph.chain import BackingError, Base, open_chain, place_of
 from qimg.graph.gate import OPEN
 from qimg.graph.location import (
     Location,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from qimg.context import Context
-    from qimg.formats.base import Reference
+    from qimg.formats.base import Image
     from qimg.graph.disk import Disk
     from qimg.graph.gate import Gate
     from qimg.graph.nodes import Node
@@ -317,14 +317,19 @@ def _file_names(disk: Disk) -> Iterator[str]:
     """Names of the files of a disk and its backing chain."""
     for layer in disk.layers:
         image = layer.image
-        yield image.file.name
         if image.data_file is not None:
             yield image.data_file.name
-        for _, storage in image.attached():
-            yield storage.name
-        below = getattr(image.file, "disk", None)  # where an image stands on another one
-        if below is not None:
-            yield from _file_names(below)
+        for storage in (image.file, *(storage for _, storage in image.attached())):
+            yield from _names(storage)
+
+
+def _names(storage: Storage) -> Iterator[str]:
+    yield storage.name
+    for _, below in storage.below():
+        yield from _names(below)
+    disk = getattr(storage, "disk", None)  # where an image stands on another one
+    if disk is not None:
+        yield from _file_names(disk)
 
 
 def target(name: str, *, context: Context) -> Target:  # noqa: ARG001
@@ -335,9 +340,10 @@ def target(name: str, *, context: Context) -> Target:  # noqa: ARG001
     return Target(name, driver, storages.get(driver).parse(name))
 
 
-def backing_location(filename: str, backing: Reference) -> str | None:
-    """What ``full-backing-filename`` shows for an image displayed as `filename`; None: cannot be told."""
+def backing_location(image: Image) -> str | None:
+    """What ``full-backing-filename`` shows for an image with a backing file; None: cannot be told."""
+    assert image.backing is not None
     try:
-        return resolve_relative(filename, backing.name)
+        return resolve_relative(place_of(image.file), image.backing.name)
     except LocationError:
         return None

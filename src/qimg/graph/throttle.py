@@ -10,9 +10,9 @@ _MAX_LENGTH = (1 << 32) - 1
 _RATES = [f"{what}-{way}" for what in ("bps", "iops") for way in ("total", "read", "write")]
 
 
-def check_limits(properties: dict[str, object]) -> None:
-    """Raise OptionError for limits that exclude each other, as the real program does. They limit nothing
-    here: images are opened without a throttle."""
+def checked_limits(properties: dict[str, object]) -> dict[str, int]:
+    """The limits by name (``bps-total``). Raises OptionError for those that exclude each other, as the real
+    program does."""
     limits = {}
     for name, value in properties.items():
         if name.startswith("x-"):
@@ -26,6 +26,7 @@ def check_limits(properties: dict[str, object]) -> None:
     _check_rates(limits)
     for rate in _RATES:
         _check_burst(limits, rate)
+    return limits
 
 
 def _natural(value: object) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from qimg.graph.disk import Disk
 from qimg.graph.open import ImageSpec, backing_location, open_disk
 from qimg.units import SECTOR, round_up
+from qimg.storage.base import Filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def describe(layer: Layer) -> ImageInfo:
     if image.backing is not None:
         found.backing_filename = image.backing.name
         found.backing_format = image.backing.format
-        found.full_backing_filename = backing_location(layer.filename, image.backing)
+        found.full_backing_filename = backing_location(image)
     found.snapshots = image.snapshots()
     found.format_specific = image.format_specific()
     below = describe_storage(image.file)
@@ -69,8 +70,7 @@ def describe(layer: Layer) -> ImageInfo:
         found.dirty = below.dirty
     for name, storage in reversed(image.attached()):
         found.children.append((name, describe_storage(storage)))
-    if not _is_protocol(image):
-        found.children.append(("file", below))
+    found.children += below.children if _is_protocol(image) else [("file", below)]
     return found
 
 
@@ -98,7 +98,12 @@ def describe_storage(storage: Storage) -> ImageInfo:
     found = ImageInfo(storage.name, storage.driver, round_up(storage.size, SECTOR))
     found.is_protocol = True
     found.actual_size = storage.allocated_bytes()
-    if storage.driver not in _TELL_NOTHING:
+    if storage.children:
+        found.children = [(name, describe_storage(child)) for name, child in reversed(storage.below())]
+    if isinstance(storage, Filter) and storage.children and not storage.image_children:
+        through = describe_storage(storage.child)
+        found.cluster_size, found.dirty = through.cluster_size, through.dirty
+    elif not storage.children and storage.driver not in _TELL_NOTHING:
         found.dirty = False
     if storage.driver == "file":
         found.format_specific = {}

@@ -8,6 +8,7 @@ from qimg.graph.disk import Disk
 from qimg.graph.open import open_disk
 from qimg.records import record
 
+from qimg.storage.base import Filter
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,16 +62,22 @@ def _entry(extent: Extent) -> MapEntry:
 
 
 def _resolved(disk: Disk, extent: Extent) -> Iterator[Extent]:
-    """The extent, or where a raw image stands on another image, what that one says of the range."""
-    below = getattr(extent.source, "disk", None)
-    raw = disk.layers[extent.depth].image.format_name == "raw"
-    if not raw or not isinstance(below, Disk) or extent.host is None:
+    """The extent, or where a raw image or a filter stands on another image, what that one says."""
+    format_name = disk.layers[extent.depth].image.format_name
+    source = extent.source
+    filtered = isinstance(source, Filter) and source.driver == format_name
+    while isinstance(source, Filter) and source.children:
+        source = source.child
+    below = getattr(source, "disk", None)
+    if not (filtered or format_name == "raw") or not isinstance(below, Disk) or extent.host is None:
         yield extent
         return
     moved = extent.start - extent.host
     for inner in below.extents(extent.host, extent.length):
         for part in _resolved(below, inner):
-            yield part._replace(start=part.start + moved, depth=extent.depth)
+            # A filter is no layer; a raw image is, and hides those below it.
+            depth = part.depth if filtered else extent.depth
+            yield part._replace(start=part.start + moved, depth=depth)
 
 
 def _entries(disk: Disk, start: int, length: int) -> Iterator[MapEntry]:

@@ -41,9 +41,17 @@ class Limits:
     preferred_request  a good size for one sequential request.
     fast_zero          `zero` costs no data transfer.
     parallel           how many requests at once still make it faster.
+    remote             requests wait rather than work: more of them at once than there are processors.
     """
 
-    __slots__ = ("fast_zero", "memory_alignment", "parallel", "preferred_request", "request_alignment")
+    __slots__ = (
+        "fast_zero",
+        "memory_alignment",
+        "parallel",
+        "preferred_request",
+        "remote",
+        "request_alignment",
+    )
 
     def __init__(
         self,
@@ -53,12 +61,14 @@ class Limits:
         preferred_request: int = 2 << 20,
         fast_zero: bool = True,
         parallel: int = 16,
+        remote: bool = False,
     ) -> None:
         self.request_alignment = request_alignment
         self.memory_alignment = memory_alignment
         self.preferred_request = preferred_request
         self.fast_zero = fast_zero
         self.parallel = parallel
+        self.remote = remote
 
 
 class Storage:
@@ -99,6 +109,10 @@ class Storage:
     has_directory: ClassVar[bool] = True
     #: What messages call such places, None: by their name.
     plural: str | None = None
+    #: The nodes that it stands on (`over`), by the names of their options; ``children.*``: a list of them.
+    children: ClassVar[tuple[str, ...]] = ()
+    #: Those of them that are images, whose format is looked for, and not places.
+    image_children: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def parse(cls, name: str) -> dict[str, Value]:
@@ -125,6 +139,16 @@ class Storage:
         given back. Raises StorageError, LocationError, OptionError, NotSupported.
         """
         raise NotSupported(f"Block driver '{cls.driver}' cannot be opened")
+
+    @classmethod
+    def over(cls, children: dict[str, Storage], values: dict[str, Value], *, context: Context) -> Storage:
+        """A node over `children` (by the names of `cls.children`), which belong to it from then on; when this
+        raises, the caller still owns them. Raises OptionError, StorageError, NotSupported."""
+        raise NotSupported(f"Block driver '{cls.driver}' stands on nothing")
+
+    def below(self) -> list[tuple[str, Storage]]:
+        """The storages that it stands on, with the names that they have as `children`."""
+        return []
 
     @property
     def size(self) -> int:
@@ -197,6 +221,13 @@ class Storage:
         failed. Raises StorageError, NotSupported."""
         raise NotSupported(f"Block driver '{cls.driver}' cannot delete")
 
+    def copy_up(self, offset: int, length: int) -> None:
+        """Where the place shows what lower layers of a disk hold, make it hold that itself."""
+
+    def compress_writes(self) -> None:
+        """Store compressed what is written from now on. Raises NotSupported."""
+        raise NotSupported(f"Compression is not supported for underlying format: {self.driver}")
+
     def flush(self) -> None:
         """Barrier: everything written so far survives a power cut (unless opened with cache=unsafe)."""
 
@@ -245,12 +276,16 @@ class Filter(Storage):
     def __init__(self, child: Storage) -> None:
         self.child = child
         self.name = child.name
-        self.driver = child.driver
+        if not self.children:
+            self.driver = child.driver
         self.writable = child.writable
         self.limits = child.limits
         self.zero_init = child.zero_init
         self.fixed_size = child.fixed_size
         self.plural = child.plural
+
+    def below(self) -> list[tuple[str, Storage]]:
+        return [(self.children[0] if self.children else "file", self.child)]
 
     @property
     def size(self) -> int:
@@ -277,6 +312,12 @@ class Filter(Storage):
 
     def start_new(self, values: dict[str, Value], context: Context) -> None:
         self.child.start_new(values, context)
+
+    def copy_up(self, offset: int, length: int) -> None:
+        self.child.copy_up(offset, length)
+
+    def compress_writes(self) -> None:
+        self.child.compress_writes()
 
     def flush(self) -> None:
         self.child.flush()

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 # name -> "module:class"; None: known by name, not written yet.
 STORAGES: dict[str, str | None] = {
-    "blkdebug": None,
-    "blklogwrites": None,
+    "blkdebug": "qimg.storage.filters.blkdebug:BlkDebug",
+    "blklogwrites": "qimg.storage.filters.blklogwrites:BlkLogWrites",
     "blkreplay": None,
-    "blkverify": None,
-    "compress": None,
+    "blkverify": "qimg.storage.filters.blkverify:BlkVerify",
+    "compress": "qimg.storage.filters.layered:Compress",
     "copy-before-write": None,
-    "copy-on-read": None,
+    "copy-on-read": "qimg.storage.filters.layered:CopyOnRead",
     "file": "qimg.storage.posix:PosixFile",
     "ftp": None,
     "ftps": None,
@@ -34,14 +34,14 @@ STORAGES: dict[str, str | None] = {
     "null-aio": "qimg.storage.null:NullAio",
     "null-co": "qimg.storage.null:NullCo",
     "nvme": None,
-    "preallocate": None,
-    "quorum": None,
+    "preallocate": "qimg.storage.filters.preallocate:Preallocate",
+    "quorum": "qimg.storage.filters.quorum:Quorum",
     "rbd": None,
     "replication": None,
     "s3": None,
     "snapshot-access": None,
     "ssh": None,
-    "throttle": None,
+    "throttle": "qimg.storage.filters.throttle:Throttle",
     "vvfat": "qimg.storage.vvfat:VvFat",
 }
 

@@ -7,7 +7,7 @@ rewrite byte for byte.
 
 from __future__ import annotations
 
-from qimg.errors import FormatError, LimitError, UnsupportedFeature
+from qimg.errors import FormatError, LimitError, StorageError, UnsupportedFeature
 from qimg.formats.qcow2.structs import (
     AUTOCLEAR_DATA_FILE_RAW,
     CRYPT_AES,
@@ -232,7 +232,12 @@ class _Parser:
 
     def __init__(self, file: Storage) -> None:
         self.file = file
-        self.raw = bytes(file.read(0, _FIRST_READ))
+        try:
+            self.raw = bytes(file.read(0, _FIRST_READ))
+        except StorageError as error:
+            raise StorageError(
+                f"Could not read qcow2 header: {error}", errno=error.errno, offset=0
+            ) from error
         self.header = Header.unpack(self.raw)
 
     def run(self, writable: bool, for_check: bool, for_info: bool) -> ParsedHeader:
