@@ -26,8 +26,17 @@ import os
 from errno import EIO
 
 
+def hide_passwords(text: str) -> str:
+    """`text` with ``***`` in place of the passwords of URLs (``user:password@``, ``user%password@``)."""
+    if "://" not in text or "@" not in text:
+        return text
+    import re
+
+    return re.sub(r"""(\w://[^\s/:@%"]*[:%])[^\s/"]*@""", r"\1***@", text)
+
+
 class QimgError(Exception):
-    """Root of the tree. Raised itself only where no subclass fits."""
+    """Root of the tree. Raised itself only where no subclass fits. Its text shows no passwords of URLs."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -35,7 +44,7 @@ class QimgError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return self.message
+        return hide_passwords(self.message)
 
 
 class OptionError(QimgError):

@@ -30,6 +30,11 @@ PACKAGES = {
     "vhdiinfo": "libvhdi-utils",
     "mcopy": "mtools",
     "fsck.fat": "dosfstools",
+    "nginx": "nginx-light",
+    "vsftpd": "vsftpd",
+    "sshd": "openssh-server",
+    "ssh-agent": "openssh-client",
+    "openssl": "openssl",
 }
 
 SKIP_PREFIX = "needs "

@@ -10,7 +10,7 @@ from qimg.cli.common import (
     print_creation_options,
     size_argument,
 )
-from qimg.errors import QimgError
+from qimg.errors import QimgError, hide_passwords
 
 
 class Request:
@@ -81,6 +81,6 @@ def _create(session: Session, request: Request) -> None:
     )
     if not request.quiet:
         shown = "".join(f" {key}={value}" for key, value in plan.shown)
-        session.console.out(f"Formatting '{request.name}', fmt={plan.format}{shown}\n")
+        session.console.out(hide_passwords(f"Formatting '{request.name}', fmt={plan.format}{shown}\n"))
         session.console.flush()
     run_create(plan, context=session.context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qimg.errors import hide_passwords
 from qimg.graph.disk import Disk
 from qimg.graph.open import ImageSpec, backing_location, open_disk
 from qimg.units import SECTOR, round_up
@@ -24,7 +25,7 @@ class ImageInfo:
     `format_specific` has the JSON keys in their order; `children` are (name, info)."""
 
     def __init__(self, filename: str, format: str, virtual_size: int) -> None:
-        self.filename = filename
+        self.filename = hide_passwords(filename)
         self.format = format
         self.virtual_size = virtual_size
         self.actual_size: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qimg.errors import CorruptImage, QimgError, StorageError
+from qimg.errors import CorruptImage, QimgError, StorageError, hide_passwords
 from qimg.extent import COMPRESSED, is_data, is_present, is_zero
 from qimg.graph.disk import Disk
 from qimg.graph.open import open_disk
@@ -57,7 +57,7 @@ def _entry(extent: Extent) -> MapEntry:
         is_data(extent),
         bool(extent.flags & COMPRESSED),
         extent.host if source is None or source.addressed else None,
-        None if source is None else source.name,
+        None if source is None else hide_passwords(source.name),
     )
 
 
