@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from errno import ERANGE
 
 from qimg.crypto import names
 from qimg.errors import LimitError, NotSupported
+from qimg.units import UINT64_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,9 +19,9 @@ if TYPE_CHECKING:
 #: Fewest iterations, and the most that a field holds.
 MIN_ITERATIONS = 1000
 _MAX_ITERATIONS = (1 << 32) - 1
-#: The benchmark: where it starts, and the processor time that makes a measurement good (seconds).
+#: The benchmark: where it starts, and the processor time (seconds) that makes it exact to a percent.
 _FIRST_ROUND = 32768
-_TOO_SHORT, _ENOUGH = 0.1, 0.5
+_ENOUGH = 0.1
 
 
 def hasher(name: str) -> Callable[[Bytes], Any]:
@@ -54,27 +56,29 @@ def iterations_for(hash: str, length: int, milliseconds: int, divisor: int = 1) 
     """How many iterations of PBKDF2 with `length` bytes of output take `milliseconds`, divided by `divisor`.
 
     Raises LimitError where more are asked for than a header can hold."""
-    if milliseconds:
-        count = _per_second(hash, length) * milliseconds // 1000 // divisor
-    else:
-        count = 0
+    if not milliseconds:
+        return MIN_ITERATIONS
+    speed = _per_second(hash) // -(-length // names.HASHES[hash])  # each digest of output is as much work
+    if not 0 < speed * milliseconds <= UINT64_MAX:
+        raise LimitError(f"PBKDF iterations {speed} too large to scale: {os.strerror(ERANGE)}")
+    count = speed * milliseconds // 1000 // divisor
     if count > _MAX_ITERATIONS:
-        raise LimitError(f"PBKDF iterations {count} larger than {_MAX_ITERATIONS}")
+        raise LimitError(f"PBKDF iterations {count} larger than {_MAX_ITERATIONS}: {os.strerror(ERANGE)}")
     return max(count, MIN_ITERATIONS)
 
 
-def _per_second(hash: str, length: int) -> int:
-    """Iterations per second of processor time, measured."""
+def _per_second(hash: str) -> int:
+    """Iterations per second of this thread's processor time, measured over at least `_ENOUGH`."""
     from time import thread_time
 
     count = _FIRST_ROUND
     while True:
         begin = thread_time()
-        pbkdf2(hash, b"password", bytes(32), count, length)
+        pbkdf2(hash, b"password", bytes(32), count, names.HASHES[hash])
         spent = thread_time() - begin
-        if spent > _ENOUGH:
+        if spent >= _ENOUGH:
             return int(count / spent)
-        count = count * 10 if spent < _TOO_SHORT else int(count / spent) + 1
+        count *= min(100, max(2, int(2 * _ENOUGH / max(spent, 1e-6))))
 
 
 # -- the anti-forensic split

@@ -48,8 +48,12 @@ def split(name: str) -> tuple[str, int]:
     raise NotSupported(f"Algorithm '{name}' not supported")
 
 
-def known(name: str) -> bool:
-    """Whether `name` is an algorithm of the format, if only one that is missing here."""
-    every = {**{family: sizes for family, (_, sizes) in FAMILIES.items()}, **_MISSING}
-    names = [algorithm(family, size) for family, sizes in every.items() for size in sizes]
-    return name in names or name in ("des", "3des")
+def known(family: str, size: int) -> bool:
+    """Whether `family` with keys of `size` bytes means something, if only a cipher that is missing here."""
+    return size in FAMILIES.get(family, (0, ()))[1] or size in _MISSING.get(family, ())
+
+
+def creatable() -> list[str]:
+    """The algorithms that creation options accept, also those that are then refused as missing."""
+    every = {**{family: FAMILIES[family][1] for family in ("aes", "cast5", "sm4")}, **_MISSING}
+    return ["des", "3des", *(algorithm(family, size) for family, sizes in every.items() for size in sizes)]
