@@ -363,9 +363,9 @@ class CreateHelp:
 
 
 class MeasureSource:
-    """What `Format.measure` is told of a source: `size` in guest bytes; `extents()` gives, in guest order,
-    (start, length) of every run that holds data not known to be zero; `bitmaps` (granularity, name) or
-    None where the source cannot hold any."""
+    """What `Format.measure` is told of a source: `size` in guest bytes; `data_runs`, ascending, are (start,
+    length) of every run that holds data not known to be zero, None where only the size is known; `bitmaps`
+    (granularity, name) or None where the source cannot hold any."""
 
     __slots__ = ("bitmaps", "data_runs", "size")
 
@@ -378,6 +378,19 @@ class MeasureSource:
         self.size = size
         self.data_runs = data_runs
         self.bitmaps = bitmaps
+
+    def touched(self, *units: int) -> list[int]:
+        """For each of `units` (bytes), how many of the units that the disk is made of hold data. Uses up
+        `data_runs`. Raises CorruptImage, StorageError."""
+        counts = [0] * len(units)
+        ends = [0] * len(units)  # first unit not looked at yet
+        for start, length in self.data_runs or ():
+            for at, unit in enumerate(units):
+                first, stop = max(start // unit, ends[at]), -(-(start + length) // unit)
+                if stop > first:
+                    counts[at] += stop - first
+                    ends[at] = stop
+        return counts
 
 
 class Format:

@@ -382,14 +382,5 @@ class Qcow(Format):
         cluster, table = 1 << header.cluster_bits, _WORD << header.l2_bits
         start = round_up(header.l1_table_offset + round_up(_WORD * header.l1_entries, SECTOR), cluster)
         full = start + round_up(size, cluster) + header.l1_entries * table
-        if source.data_runs is None:
-            return Measure(start, full)
-        used = tables = 0
-        cluster_end = table_end = 0  # numbers behind the last one counted
-        for first, length in source.data_runs:
-            end = first + length
-            used += max(0, -(-end // cluster) - max(first // cluster, cluster_end))
-            tables += max(0, -(-end // header.span) - max(first // header.span, table_end))
-            cluster_end = max(cluster_end, -(-end // cluster))
-            table_end = max(table_end, -(-end // header.span))
+        used, tables = source.touched(cluster, header.span)
         return Measure(start + used * cluster + tables * table, full)

@@ -491,13 +491,5 @@ class Qed(Format):
         cluster, span = header.cluster_size, header.cluster_size * header.entries
         fixed = cluster + header.table_bytes
         full = fixed + round_up(size, cluster) + -(-size // span) * header.table_bytes
-        if source.data_runs is None:
-            return Measure(fixed, full)
-        used = tables = 0
-        cluster_end = table_end = 0  # numbers behind the last one counted
-        for start, length in source.data_runs:
-            end = start + length
-            used += max(0, -(-end // cluster) - max(start // cluster, cluster_end))
-            tables += max(0, -(-end // span) - max(start // span, table_end))
-            cluster_end, table_end = max(cluster_end, -(-end // cluster)), max(table_end, -(-end // span))
+        used, tables = source.touched(cluster, span)
         return Measure(fixed + used * cluster + tables * header.table_bytes, full)

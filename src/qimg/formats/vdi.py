@@ -421,13 +421,9 @@ class Vdi(Format):
         blocks = -(-size // BLOCK)
         fixed = Header.SIZE + round_up(_WORD * blocks, SECTOR)
         full = fixed + blocks * BLOCK
-        if options.get("static") or source.data_runs is None:
-            return Measure(full if options.get("static") else fixed, full)
-        used, last = 0, -1
-        for start, length in source.data_runs:
-            first, stop = max(start // BLOCK, last + 1), -(-(start + length) // BLOCK)
-            used += max(0, stop - first)
-            last = max(last, stop - 1)
+        if options.get("static"):
+            return Measure(full, full)
+        (used,) = source.touched(BLOCK)
         return Measure(fixed + used * BLOCK, full)
 
 

@@ -122,11 +122,5 @@ class Parallels(Format):
         header = self._header(size, options)
         cluster, fixed = header.cluster_size, header.data_start()
         full = fixed + header.bat_entries * cluster
-        if source.data_runs is None:
-            return Measure(fixed, full)
-        used = last = 0  # clusters counted, and the number behind the last of them
-        for start, length in source.data_runs:
-            end = -(-(start + length) // cluster)
-            used += max(0, end - max(start // cluster, last))
-            last = max(last, end)
+        (used,) = source.touched(cluster)
         return Measure(fixed + used * cluster, full)

@@ -17,8 +17,6 @@ from qimg.units import SECTOR, round_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from qimg.formats.base import MeasureSource
     from qimg.options import Value
 
@@ -39,7 +37,7 @@ def measure(source: MeasureSource, options: dict[str, Value]) -> Measure:
     required = data
     if not shape.all_data and source.data_runs is not None:
         if "backing_file" not in options:
-            required = shape.clusters_touched(source.data_runs) * shape.cluster_size
+            required = source.touched(shape.cluster_size)[0] * shape.cluster_size
     elif not shape.all_data:
         required = 0
     bitmaps = None
@@ -89,18 +87,6 @@ class _Shape:
             if needed == blocks and ceil_div(clusters + blocks + table, per_block) == blocks:
                 return blocks + table
             blocks = needed
-
-    def clusters_touched(self, runs: Iterable[tuple[int, int]]) -> int:
-        """Target clusters that any of the ascending (start, length) `runs` touches."""
-        count = 0
-        end = 0  # first cluster not counted yet
-        for start, length in runs:
-            first = max(end, start // self.cluster_size)
-            last = ceil_div(start + length, self.cluster_size)
-            if last > first:
-                count += last - first
-                end = last
-        return count
 
     def bitmaps(self, size: int, bitmaps: list[tuple[int, str]]) -> int:
         """Bytes of data, tables and directory of `bitmaps`, all of their data counted."""

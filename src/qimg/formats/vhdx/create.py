@@ -196,9 +196,5 @@ def measure(source: MeasureSource, options: dict[str, Value]) -> Measure:
     if layout.fixed:
         return Measure(layout.length, layout.length)
     full = layout.blocks_at + blocks * block
-    used = last = 0  # blocks counted, and the number behind the last of them
-    for start, length in source.data_runs or ():
-        end = -(-(start + length) // block)
-        used += max(0, end - max(start // block, last))
-        last = max(last, end)
+    (used,) = source.touched(block)
     return Measure(layout.blocks_at + used * block, full)

@@ -31,26 +31,11 @@ def measure(source: MeasureSource, options: dict[str, Value]) -> Measure:
     if plan.flat:
         whole = plan.size + _text_size(plan)
         return Measure(whole, whole)
-    grains, tables = _used(source)
+    grains, tables = source.touched(GRAIN, GRAIN * TABLE_ENTRIES)
     if plan.kind == text.STREAM:
         return Measure(_stream(plan, grains, tables), _stream(plan, -(-plan.size // GRAIN), None))
     fixed = _front(plan)
     return Measure(fixed + grains * GRAIN, fixed + -(-plan.size // GRAIN) * GRAIN)
-
-
-def _used(source: MeasureSource) -> tuple[int, int]:
-    """Grains and grain tables that hold data."""
-    grains, last, tables, last_table = 0, -1, 0, -1
-    for start, length in source.data_runs or ():
-        first, stop = max(start // GRAIN, last + 1), -(-(start + length) // GRAIN)
-        if stop <= first:
-            continue
-        grains += stop - first
-        last = stop - 1
-        table = max(first // TABLE_ENTRIES, last_table + 1)
-        last_table = max(last_table, last // TABLE_ENTRIES)
-        tables += max(0, last_table + 1 - table)
-    return grains, tables
 
 
 def _text_size(plan: Plan) -> int:

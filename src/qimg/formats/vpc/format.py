@@ -147,11 +147,5 @@ class Vpc(Format):
         entries = -(-footer.current_size // BLOCK)
         fixed = BAT_OFFSET + round_up(WORD * entries, SECTOR) + SECTOR
         stride = BLOCK + bitmap_bytes(BLOCK)
-        if source.data_runs is None:
-            return Measure(fixed, fixed + entries * stride)
-        used = last = 0  # blocks counted, and the number behind the last of them
-        for start, length in source.data_runs:
-            end = -(-(start + length) // BLOCK)
-            used += max(0, end - max(start // BLOCK, last))
-            last = max(last, end)
+        (used,) = source.touched(BLOCK)
         return Measure(fixed + used * stride, fixed + entries * stride)
