@@ -375,9 +375,6 @@ DIFFERENT: dict[str, Difference] = {
         err="qemu-img: new: The image size is too large for file format 'qcow'\n",
     ),
     "create -f qed -o cluster_size=64M new 1M": Difference("limits do not overflow", 0, err=""),
-    "create -f qcow -o encryption=on new 1M": Difference(
-        "22", err="qemu-img: new: Encryption is not supported yet\n"
-    ),
 }
 
 

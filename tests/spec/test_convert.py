@@ -549,7 +549,6 @@ CASES = [line for table in TABLES.values() for line in lines(table)]
 ITSELF = "a conversion onto its own source costs the source"
 EARLY = "what can be refused before the target is touched is refused then"
 WORDS = "another order of checks: the words are about what is found first"
-LATER = "comes later, and the message says so"
 STATUS = "warning: error while reading block status at offset"
 READING = "warning: error while reading offset"
 
@@ -650,12 +649,6 @@ DIFFERENT: dict[str, Different] = {
             + "".join(_error(f"{READING} {at}: Input/output error") for at in range(0, 4 << 16, 512))
         ),
         files=SAME,
-    ),
-    "convert -O qcow2 -o encryption=on mixed.raw out": _refused(
-        0, LATER, "out: error while converting qcow2: Encryption is not supported yet"
-    ),
-    "convert -O qcow2 -o encrypt.format=luks mixed.raw out": _refused(
-        0, LATER, "out: error while converting qcow2: Encryption is not supported yet"
     ),
 }
 

@@ -347,10 +347,6 @@ DIFFERENT: dict[str, Different] = {
         "out: The image size is too large for file format 'raw'",
         SHOWN.format("raw", f"size={1 << 63}"),
     ),
-    "create -f qcow2 -o encryption=on out 1M": _refused(0, LATER, "out: Encryption is not supported yet"),
-    "create -f qcow2 -o encrypt.format=luks out 1M": _refused(
-        0, LATER, "out: Encryption is not supported yet"
-    ),
     "create -f raw nbd://localhost:1/x 1M": _refused(
         0, LATER, "nbd://localhost:1/x: Protocol 'nbd' is not supported yet", ""
     ),

@@ -146,8 +146,15 @@ class Image:
     must_compress: bool = False
     #: Writing: guest ranges can be made to read as zeros over a backing file without writing data.
     can_mark_zero: bool = False
+    #: Writing: `mark_zero` stages nothing, but has the storage do it at once; threads need not take turns.
+    zeroes_at_once: bool = False
     #: Writing: so much is staged that the job should finish the bytes in flight and call `flush`.
     wants_flush: bool = False
+
+    @property
+    def remote(self) -> bool:
+        """Whether its file is reached over a network."""
+        return self.file.limits.remote
 
     # -- reading
 
@@ -431,6 +438,9 @@ class Format:
 
     def validate_create(self, size: int, options: dict[str, Value]) -> None:
         """Raise OptionError or LimitError for what `create` would refuse. No I/O."""
+
+    def check_secrets(self, options: dict[str, Value], context: Context) -> None:
+        """Raise OptionError where `create` would not get a secret that the options name."""
 
     def validate_compress(self, options: dict[str, Value]) -> None:
         """Raise OptionError where images with these options cannot be made with compressed data."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from errno import EFBIG, EIO
 
+from qimg.context import Notice
 from qimg.errors import (
     CorruptImage,
     FormatError,
@@ -16,11 +17,17 @@ from qimg.errors import (
     NotSupported,
     OptionError,
     StorageError,
-    UnsupportedFeature,
 )
-from qimg.extent import HOLE, MAPPED
+from qimg.extent import HOLE
 from qimg.formats.base import Format, Measure, Reference
 from qimg.formats.blocks import BlockCode, BlockImage, TwoLevels
+from qimg.formats.protection import (
+    AES_WARNING,
+    KEY_OPTION,
+    check_open_options,
+    legacy_aes,
+    require_key,
+)
 from qimg.formats.tables import WordTable
 from qimg.ondisk import U8, U16, U32, U64, Struct
 from qimg.options import BOOL, SIZE, STR, Option
@@ -34,6 +41,7 @@ if TYPE_CHECKING:
     from qimg.context import Context
     from qimg.extent import Extent
     from qimg.formats.base import CreateHelp, MeasureSource
+    from qimg.formats.protection import Protection
     from qimg.options import Value
     from qimg.storage.base import Buffer, Bytes, Storage
 
@@ -80,23 +88,31 @@ class QcowImage(BlockImage):
 
     format_name = "qcow"
     can_mark_zero = True
-    can_compress = True
     dirty = False
 
     def __init__(
-        self, file: Storage, header: Header, backing: Reference | None, *, new: bool = False
+        self,
+        file: Storage,
+        header: Header,
+        backing: Reference | None,
+        *,
+        protection: Protection | None = None,
+        new: bool = False,
     ) -> None:
-        """`new`: `header` is not in the file yet; the first `flush` writes it."""
+        """`protection`: what encrypts the data; None for encrypted images, too, of which only info is wanted.
+        `new`: `header` is not in the file yet; the first `flush` writes it."""
         self.file = file
         self.header = header
         self.size = header.size // SECTOR * SECTOR
         self.cluster_size = self.lookup_span = 1 << header.cluster_bits
         self.backing = backing
         self.encrypted = header.crypt_method != CRYPT_NONE
+        self.protection = protection
+        self.can_compress = not self.encrypted  # compressed clusters are never encrypted
         self.can_write = not new
-        fresh = new and backing is None and not file.fixed_size
+        fresh = new and backing is None and not file.fixed_size and not self.encrypted
         self.granularity = SECTOR if fresh else self.cluster_size
-        self.zero_init = new and file.zero_init
+        self.zero_init = new and file.zero_init and not self.encrypted
         self.code = BlockCode(self.cluster_size, unit=1, special={0: HOLE}, compressed=COMPRESSED)
         self._map = self._new_map()
         self._pending = new
@@ -135,20 +151,17 @@ class QcowImage(BlockImage):
         )
 
     def extents(self, start: int, length: int) -> list[Extent]:
-        found = super().extents(start, length)
-        if not self.encrypted:
-            return found
-        # What lies there is not what the guest reads.
-        return [
-            extent._replace(flags=0, host=None, source=None) if extent.flags & MAPPED else extent
-            for extent in found
-        ]
+        return self._uncover(super().extents(start, length))
+
+    def allocate(self, start: int, length: int) -> list[Extent]:
+        return self._uncover(super().allocate(start, length))
+
+    def _uncover(self, extents: list[Extent]) -> list[Extent]:
+        return extents if self.protection is None else self.protection.uncover(extents)
 
     # -- compressed clusters
 
     def read_into(self, buf: Buffer, guest: int) -> None:
-        if self.encrypted:
-            raise UnsupportedFeature("Encrypted qcow images are not supported yet", file=self.file.name)
         view = memoryview(buf)
         size = self.cluster_size
         end = guest + len(view)
@@ -205,10 +218,6 @@ class QcowImage(BlockImage):
         table.put(low, array("Q", [COMPRESSED | len(data) << shift | offset]))
 
     # -- writing
-
-    def begin(self) -> None:
-        if self.encrypted:
-            raise UnsupportedFeature("Encrypted qcow images are not supported yet", file=self.file.name)
 
     def _append(self, length: int, unit: int) -> int:
         """Host offset of `length` new bytes of zeros at the end."""
@@ -298,6 +307,27 @@ def parse(file: Storage) -> tuple[Header, Reference | None]:
     return header, Reference(raw.decode("utf-8", "surrogateescape")) if raw else None
 
 
+def _encrypted(options: dict[str, Value]) -> bool:
+    return bool(options.get("encryption")) or "encrypt.format" in options
+
+
+def _check_encryption(options: dict[str, Value]) -> None:
+    """Raise OptionError for options of creation that do not go together."""
+    if "encryption" in options and "encrypt.format" in options:
+        raise OptionError(
+            "'encrypt.format' and its alias 'encryption' can't be used at the same time", option="encryption"
+        )
+    kind = options.get("encrypt.format", "aes")
+    if kind not in ("aes", "luks"):
+        raise OptionError(f"Parameter 'format' does not accept value '{kind}'", option="encrypt.format")
+    if kind != "aes":
+        raise OptionError("Unsupported encryption format", option="encrypt.format")
+    if _encrypted(options):
+        require_key(options)
+    elif KEY_OPTION in options:
+        raise OptionError("Parameter 'encrypt.format' is missing", option="encrypt.format")
+
+
 class Qcow(Format):
     """The driver."""
 
@@ -310,6 +340,7 @@ class Qcow(Format):
         Option("encrypt.format", STR, None, "Encrypt the image, format choices: 'aes'"),
         Option("encrypt.key-secret", STR, None, "ID of secret providing qcow AES key or LUKS passphrase"),
     )
+    open_options = (Option("encrypt.*", STR, None, "How the data is encrypted: format (aes) and key-secret"),)
     can_create = True
     can_compress = True
     can_measure = True
@@ -326,11 +357,18 @@ class Qcow(Format):
         for_info: bool = False,
     ) -> QcowImage:
         header, backing = parse(file)
-        if header.crypt_method != CRYPT_NONE and not for_info:
-            raise UnsupportedFeature(
-                "Encrypted qcow images are not supported yet", file=file.name, field="header.crypt_method"
+        options = options or {}
+        protection = None
+        if header.crypt_method != CRYPT_NONE:
+            check_open_options(options, "aes")
+            if not for_info:
+                protection = legacy_aes(context.secret(require_key(options)))
+        elif "encrypt.format" in options:
+            raise OptionError(
+                f"No encryption in image header, but options specified format '{options['encrypt.format']}'",
+                option="encrypt.format",
             )
-        return QcowImage(file, header, backing)
+        return QcowImage(file, header, backing, protection=protection)
 
     def _header(self, size: int, options: dict[str, Value]) -> Header:
         name = str(options.get("backing_file") or "").encode("utf-8", "surrogateescape")
@@ -343,7 +381,7 @@ class Qcow(Format):
             size=size,
             cluster_bits=bits[0],
             l2_bits=bits[1],
-            crypt_method=CRYPT_NONE,
+            crypt_method=CRYPT_AES if _encrypted(options) else CRYPT_NONE,
             l1_table_offset=Header.SIZE + round_up(len(name), 8),
         )
 
@@ -352,18 +390,23 @@ class Qcow(Format):
             raise NotSupported("Unsupported preallocation mode: metadata")
         if size == 0:
             raise OptionError("Image size is too small, cannot be zero length", option="size")
-        if options.get("encryption") or options.get("encrypt.format") is not None:
-            if options.get("encrypt.format") not in (None, "aes"):
-                raise OptionError("Unsupported encryption format", option="encrypt.format")
-            raise NotSupported("Encryption is not supported yet")
+        _check_encryption(options)
         header = self._header(size, options)
         if header.backing_size > MAX_NAME:
             raise LimitError("Backing file name too long")
         if size > (1 << 64) - 1 - header.span or _WORD * header.l1_entries > MAX_L1_BYTES:
             raise LimitError("The image size is too large for file format 'qcow'")
 
+    def check_secrets(self, options: dict[str, Value], context: Context) -> None:
+        if _encrypted(options):
+            context.secret(require_key(options))
+
     def create(self, file: Storage, size: int, options: dict[str, Value], help: CreateHelp) -> QcowImage:
         self.validate_create(size, options)
+        protection = None
+        if _encrypted(options):
+            protection = legacy_aes(help.context.secret(require_key(options)))
+            help.context.warn(Notice(AES_WARNING))
         header = self._header(size, options)
         backing = None
         if header.backing_offset:
@@ -374,7 +417,7 @@ class Qcow(Format):
         else:
             file.write(bytes(SECTOR), 0)  # no header yet
             file.resize(end)
-        return QcowImage(file, header, backing, new=True)
+        return QcowImage(file, header, backing, protection=protection, new=True)
 
     def measure(self, source: MeasureSource, options: dict[str, Value]) -> Measure:
         size = round_up(source.size, SECTOR)

@@ -235,6 +235,7 @@ def create_image(
     valid. `filling`: see `CreateHelp`."""
     values = {key: value for key, value in plan.values.items() if key != "size"}
     plan.driver.validate_create(plan.size, values)
+    plan.driver.check_secrets(values, context)
 
     # Raw lets others read and write the new image; the first step of creating it does not.
     locks = WRITE_SHARED if plan.format == "raw" else WRITE_EXCLUSIVE

@@ -60,6 +60,8 @@ BAD = {
     "key for nothing": {"encrypt.key-secret": "foo"},
     "unknown encryption": {"encrypt.format": "foo"},
     "encryption twice": {"encrypt.format": "aes", "encryption": "on"},
+    "no key": {"encrypt.format": "luks"},
+    "an option of the other encryption": {"encryption": "on", "encrypt.iter-time": "10"},
 }
 
 
@@ -138,11 +140,6 @@ def test_of_two_wrong_options_the_real_programs_choice_is_named(tmp_path: Path) 
 def test_what_the_real_program_accepts_is_accepted(options: dict[str, str], tmp_path: Path) -> None:
     assert real(options, tmp_path) == ""
     assert ours(options) == ""
-
-
-def test_encryption_is_refused_by_name() -> None:
-    for options in ({"encryption": "on"}, {"encrypt.format": "luks", "encrypt.key-secret": "s"}):
-        assert ours(options) == "Encryption is not supported yet"
 
 
 def test_refusals_of_options_and_of_limits_are_told_apart() -> None:

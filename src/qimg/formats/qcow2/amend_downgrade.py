@@ -24,7 +24,7 @@ from qimg.formats.qcow2.structs import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from qimg.formats.qcow2.write import WritableQcow2
 
@@ -74,34 +74,34 @@ def downgrade(image: WritableQcow2, progress: Callable[[int, int], None]) -> Non
     image.restart()
 
 
-def _has_compressed(image: WritableQcow2, tables: dict[int, bool]) -> bool:
+def _has_compressed(image: WritableQcow2, tables: Iterable[int]) -> bool:
     return any(
         image.file.read(place, image.cluster_size)[::8].translate(_COMPRESSED_BIT).find(1) >= 0
         for place in tables
     )
 
 
-def _l2_tables(image: WritableQcow2) -> dict[int, bool]:
+def _l2_tables(image: WritableQcow2) -> dict[int, tuple[bool, int]]:
     """Host offset of every L2 table, of the active state and of snapshots; whether it belongs to the active
-    state alone."""
-    places = dict(_tables_of(image, bytes(image.tables.l1)))
+    state alone, and its number in the L1 table."""
+    places = {place: (alone, index) for place, alone, index in _tables_of(image, bytes(image.tables.l1))}
     for snapshot in image.snapshot_entries():
         validate_l1(image.file, image.header, snapshot)
         entry = snapshot.entry
         l1 = image.file.read(entry.l1_table_offset, entry.l1_size * 8)
-        for place, _alone in _tables_of(image, bytes(l1)):
-            places.setdefault(place, False)
+        for place, _alone, index in _tables_of(image, bytes(l1)):
+            places.setdefault(place, (False, index))
     return places
 
 
-def _tables_of(image: WritableQcow2, l1: bytes) -> Iterator[tuple[int, bool]]:
+def _tables_of(image: WritableQcow2, l1: bytes) -> Iterator[tuple[int, bool, int]]:
     words = array("Q", l1)
     if sys.byteorder == "little":
         words.byteswap()
-    for word in words:
+    for index, word in enumerate(words):
         offset = word & OFFSET_MASK
         if offset and offset % image.cluster_size == 0:
-            yield offset, bool(word & COPIED)
+            yield offset, bool(word & COPIED), index
 
 
 class _Rewrite:
@@ -117,15 +117,16 @@ class _Rewrite:
     def run(self, progress: Callable[[int, int], None]) -> None:
         """All tables."""
         places = sorted(_l2_tables(self.image).items())
-        for number, (place, alone) in enumerate(places):
-            self._table(place, alone)
+        for number, (place, (alone, index)) in enumerate(places):
+            self._table(place, alone, index * self.image.header.l2_entries * self.image.cluster_size)
             if self.bytes >= _BATCH or self.image.wants_flush:
                 self._commit()
             progress(number, len(places))
         self._commit()
         progress(1, 1)
 
-    def _table(self, place: int, alone: bool) -> None:
+    def _table(self, place: int, alone: bool, guest: int) -> None:
+        """The table at `place`, for the guest's bytes from `guest` on."""
         raw = self.image.file.read(place, self.image.cluster_size)
         flags = raw[7::8].translate(_LOW_BIT)
         index = flags.find(1)
@@ -138,7 +139,8 @@ class _Rewrite:
         low = high = index
         while index >= 0:
             if not words[index] & L2_COMPRESSED:
-                words[index] = self._entry(words[index], users, alone and users == 1)
+                here = guest + index * self.image.cluster_size
+                words[index] = self._entry(words[index], users, alone and users == 1, here)
                 high = index + 1
             index = flags.find(1, index + 1)
         low = low * 8 // _SECTOR * _SECTOR // 8
@@ -146,8 +148,8 @@ class _Rewrite:
         self.changed.append((place + 8 * low, big_endian(words[low:high])))
         self.bytes += 8 * (high - low)
 
-    def _entry(self, word: int, users: int, alone: bool) -> int:
-        """What the zero cluster `word`, in a table that has `users`, becomes."""
+    def _entry(self, word: int, users: int, alone: bool, guest: int) -> int:
+        """What the zero cluster `word` at `guest`, in a table that has `users`, becomes."""
         image, size = self.image, self.image.cluster_size
         host = word & OFFSET_MASK
         if host % size:
@@ -155,7 +157,7 @@ class _Rewrite:
         if host and image.refcounts.get(host // size) == users:
             # All who refer to the cluster do so by this entry: it can hold the zeros.
             image.guard_kept(host, 1, 0)
-            image.file.zero(host, size)
+            image.guest_storage(guest, host).zero(host, size)
             return word & ~L2_ZERO
         if host:
             self.released.append((host // size, users))
@@ -164,7 +166,7 @@ class _Rewrite:
         ((cluster, _count),) = image.refcounts.take_any(1)
         for _more in range(users - 1):
             image.refcounts.share(cluster)
-        image.file.zero(cluster * size, size)
+        image.guest_storage(guest, cluster * size).zero(cluster * size, size)
         return cluster * size | (COPIED if alone else 0)
 
     def _commit(self) -> None:

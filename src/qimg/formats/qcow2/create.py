@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from qimg.errors import LimitError, OptionError
+from qimg.context import Notice
+from qimg.errors import LimitError, NotSupported, OptionError
 from qimg.formats.base import Image
+from qimg.formats.protection import AES_WARNING, KEY_OPTION, legacy_aes, require_key
 from qimg.formats.qcow2.create_options import CREATE_OPTIONS, ENCRYPTION_OPTIONS
 from qimg.formats.qcow2.header import ParsedHeader
 from qimg.formats.qcow2.structs import (
@@ -11,6 +13,9 @@ from qimg.formats.qcow2.structs import (
     COMPAT_LAZY_REFCOUNTS,
     COMPRESSION_NAMES,
     COMPRESSION_ZLIB,
+    CRYPT_AES,
+    CRYPT_LUKS,
+    CRYPT_NONE,
     INCOMPAT_COMPRESSION,
     INCOMPAT_DATA_FILE,
     INCOMPAT_EXTENDED_L2,
@@ -61,7 +66,7 @@ class Settings:
         self.backing_name = self._text("backing_file")
         self.backing_format = self._text("backing_fmt")
         self._check_backing_format()
-        self._check_encryption()
+        self.encryption = self._encryption()
         self.preallocation = self._choice("preallocation", _PREALLOCATION, "preallocation", "off")
         codes = {name: code for code, name in COMPRESSION_NAMES.items()}
         self.compression = codes[self._choice("compression_type", codes, "compression-type", "zlib")]
@@ -83,7 +88,6 @@ class Settings:
             "Non-zlib compression type is only supported with compatibility level 1.1 and above",
             "compression_type",
         )
-        self._refuse_encryption()
         self.size = self._size(size)
 
     # -- one option at a time, in the real program's order
@@ -110,17 +114,22 @@ class Settings:
                 option="encryption",
             )
 
-    def _check_encryption(self) -> None:
+    def _encryption(self) -> str | None:
+        """The kind of encryption (aes, luks), None: none."""
         given = [option.name for option in ENCRYPTION_OPTIONS if option.name in self._values]
-        kind = self._text("encrypt.format")
-        if kind is not None and kind not in ("aes", "luks"):
+        kind = "aes" if self._values.get("encryption") else self._text("encrypt.format")
+        if kind is None:
+            if any(name != "encryption" for name in given):
+                raise OptionError("Parameter 'encrypt.format' is missing", option="encrypt.format")
+            return None
+        if kind not in ("aes", "luks"):
             raise OptionError(f"Parameter 'format' does not accept value '{kind}'", option="encrypt.format")
-        if given and "encryption" not in given and kind is None:
-            raise OptionError("Parameter 'encrypt.format' is missing", option="encrypt.format")
-
-    def _refuse_encryption(self) -> None:
-        if self._values.get("encryption") or "encrypt.format" in self._values:
-            raise OptionError("Encryption is not supported yet", option="encrypt.format")
+        if kind == "aes":
+            known = ("encryption", "encrypt.format", KEY_OPTION)
+            for name in given:
+                if name not in known:
+                    raise OptionError(f"Parameter '{name}' is unexpected", option=name)
+        return kind
 
     def _check_backing_format(self) -> None:
         name = self.backing_format
@@ -213,6 +222,7 @@ class Settings:
             size=self.size,
             l1_size=l1_size,
             l1_table_offset=3 * self.cluster_size if l1_size else 0,
+            crypt_method={None: CRYPT_NONE, "aes": CRYPT_AES, "luks": CRYPT_LUKS}[self.encryption],
             refcount_table_offset=self.cluster_size,
             refcount_table_clusters=1,
             refcount_order=self.refcount_bits.bit_length() - 1,
@@ -250,7 +260,10 @@ def _encoded(text: str | None) -> bytes | None:
 
 def validate_create(size: int, options: dict[str, Value]) -> None:
     """Raise OptionError or LimitError for what `create` would refuse. `size` in bytes. No I/O."""
-    Settings(size, options).header()
+    settings = Settings(size, options)
+    settings.header()
+    if settings.encryption is not None:
+        require_key(options)
 
 
 def create(file: Storage, size: int, options: dict[str, Value], help: CreateHelp) -> Image:
@@ -268,7 +281,13 @@ def create(file: Storage, size: int, options: dict[str, Value], help: CreateHelp
         mode = settings.preallocation if settings.preallocation in ("falloc", "full") else "off"
         data_file = help.open_data_file(settings.data_file, settings.size, mode)
     try:
-        image = FreshImage(file, header, data_file)
+        protection = None
+        if settings.encryption == "luks":
+            raise NotSupported("LUKS is not supported yet")
+        if settings.encryption == "aes":
+            protection = legacy_aes(help.context.secret(require_key(options)))
+            help.context.warn(Notice(AES_WARNING))
+        image = FreshImage(file, header, data_file, protection)
         if settings.preallocation != "off" or settings.raw:
             image.preallocate("metadata" if settings.preallocation == "off" else settings.preallocation)
     except BaseException:

@@ -7,7 +7,7 @@ from qimg.options import BOOL, NUM, SIZE, STR, Option
 DEFAULT_CLUSTER_SIZE = 65536
 DEFAULT_REFCOUNT_BITS = 16
 
-#: Options that ask for encryption; present in `-o help`, refused until encryption exists.
+#: Options that ask for encryption.
 ENCRYPTION_OPTIONS = (
     Option("encryption", BOOL, None, "Old spelling of encrypt.format=aes"),
     Option("encrypt.format", STR, None, "Encrypt the guest data: 'luks', or the obsolete 'aes'"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qimg.extent import Runs
+    from qimg.formats.protection import Protection
     from qimg.formats.qcow2.alloc import HostSpace
     from qimg.storage.base import Storage
 
@@ -49,15 +50,22 @@ class Placement:
     """Where new guest clusters go: into the image file, wherever there is room.
 
     source        the storage that holds the guest's data.
+    protection    what encrypts the data, or None.
     keeps_zeros   new clusters read as zeros until written to.
     drop          called with the descriptor of a compressed cluster that is given up.
     """
 
     def __init__(
-        self, source: Storage, space: HostSpace, cluster_size: int, drop: Callable[[int], None]
+        self,
+        source: Storage,
+        space: HostSpace,
+        cluster_size: int,
+        drop: Callable[[int], None],
+        protection: Protection | None = None,
     ) -> None:
         self.source = source
-        self.keeps_zeros = source.zero_init
+        self.protection = protection
+        self.keeps_zeros = source.zero_init and protection is None
         self.drop = drop
         self._space = space
         self._cluster_size = cluster_size
@@ -70,9 +78,12 @@ class Placement:
         self.end = self._space.end * self._cluster_size
         return host
 
-    def zero(self, host: int, length: int) -> None:
-        """Make ``host .. host + length`` read as zeros."""
-        self.source.zero(host, length)
+    def zero(self, guest: int, host: int, length: int) -> None:
+        """Make ``host .. host + length`` read as zeros, where the guest's bytes from `guest` on lie."""
+        source = self.source
+        if self.protection is not None:
+            source = self.protection.storage(source, guest, host)
+        source.zero(host, length)
 
 
 class OneToOne(Placement):
@@ -83,8 +94,8 @@ class OneToOne(Placement):
     def take(self, guest: int, count: int) -> int:
         return guest
 
-    def zero(self, host: int, length: int) -> None:
-        self.source.zero(host, min(length, self.size - host))
+    def zero(self, guest: int, host: int, length: int) -> None:
+        super().zero(guest, host, min(length, self.size - host))
 
 
 class PlainEntries:
@@ -144,14 +155,14 @@ class PlainEntries:
             entry = table[index]
             host = entry & OFFSET_MASK
             if entry & L2_ZERO:
-                self._forget_content(host, size)
+                self._forget_content(guest + (index - low) * size, host, size)
                 table[index] = entry & ~L2_ZERO
             runs.append(guest + (index - low) * size, size, MAPPED, host, self.placement.source)
 
-    def _forget_content(self, host: int, length: int) -> None:
+    def _forget_content(self, guest: int, host: int, length: int) -> None:
         """What is about to be shown again must read as zeros where the caller does not write."""
         if self.placement.keeps_zeros:
-            self.placement.zero(host, length)
+            self.placement.zero(guest, host, length)
 
     # -- zeros
 
@@ -171,11 +182,11 @@ class PlainEntries:
             elif not entry & COPIED:
                 table[index] = entry or nothing
             else:
-                table[index] = self._zero_placed(entry)
+                table[index] = self._zero_placed(guest + (index - low) * self.cluster_size, entry)
 
-    def _zero_placed(self, entry: int) -> int:
+    def _zero_placed(self, guest: int, entry: int) -> int:
         if self.fill_zero or not self.zero_flag:
-            self.placement.zero(entry & OFFSET_MASK, self.cluster_size)
+            self.placement.zero(guest, entry & OFFSET_MASK, self.cluster_size)
         return entry | L2_ZERO if self.zero_flag else entry
 
     # -- whole tables
@@ -233,7 +244,7 @@ class ExtendedEntries(PlainEntries):
             entry = self.placement.take(guest, 1) | COPIED
             table[word] = entry
         elif table[word + 1] >> SUBCLUSTERS & mask:
-            self._forget(entry & OFFSET_MASK, table[word + 1] >> SUBCLUSTERS & mask)
+            self._forget(guest, entry & OFFSET_MASK, table[word + 1] >> SUBCLUSTERS & mask)
         table[word + 1] = (table[word + 1] | mask) & ~(mask << SUBCLUSTERS)
         return entry & OFFSET_MASK
 
@@ -242,10 +253,11 @@ class ExtendedEntries(PlainEntries):
             raise NotSupported("Cannot change part of a compressed cluster")
         self.placement.drop(descriptor)
 
-    def _forget(self, host: int, bits: int) -> None:
+    def _forget(self, guest: int, host: int, bits: int) -> None:
         for sub in range(SUBCLUSTERS):
             if bits >> sub & 1:
-                self._forget_content(host + sub * self.sub_size, self.sub_size)
+                at = sub * self.sub_size
+                self._forget_content(guest + at, host + at, self.sub_size)
 
     def mark_zero(
         self, table: array[int], low: int, high: int, guest: int, start: int, end: int, covered: bool
@@ -259,7 +271,7 @@ class ExtendedEntries(PlainEntries):
                 table[2 * index] = 0
             elif self.fill_zero and entry & COPIED:
                 first = max(here, start)
-                self.placement.zero(first, min(here + self.cluster_size, end) - first)
+                self.placement.zero(first, first, min(here + self.cluster_size, end) - first)
             if covered or bits or entry & COPIED:
                 table[2 * index + 1] = (bits & ~mask) | (mask << SUBCLUSTERS)
 

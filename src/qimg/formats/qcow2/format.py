@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qimg.formats.base import Format
+from qimg.formats.protection import require_key
 from qimg.formats.qcow2.amend_options import AMEND_OPTIONS
 from qimg.formats.qcow2.create_options import CREATE_OPTIONS
 from qimg.formats.qcow2.open_options import OPEN_OPTIONS, check_open_options
@@ -40,9 +41,7 @@ class Qcow2(Format):
         for_check: bool = False,
         for_info: bool = False,
     ) -> Image:
-        """`options`: ``data-file`` (any value) says that the caller attaches a data file.
-
-        `writable`: only images that hold nothing can be written to yet (see `write`)."""
+        """`options`: ``data-file`` (any value) says that the caller attaches a data file."""
         from qimg.formats.qcow2.image import Qcow2Image
 
         kind = Qcow2Image
@@ -54,7 +53,7 @@ class Qcow2(Format):
             file,
             context=context,
             writable=writable,
-            data_file_given="data-file" in (options or ()),
+            options=options,
             for_check=for_check,
             for_info=for_info,
         )
@@ -63,13 +62,17 @@ class Qcow2(Format):
         if writable and not for_check and image.dirty:
             from qimg.formats.qcow2.repair import repair_dirty
 
-            image = repair_dirty(image)
+            image = repair_dirty(image, options)
         return image
 
     def validate_create(self, size: int, options: dict[str, Value]) -> None:
         from qimg.formats.qcow2.create import validate_create
 
         validate_create(size, options)
+
+    def check_secrets(self, options: dict[str, Value], context: Context) -> None:
+        if options.get("encryption") or "encrypt.format" in options:
+            context.secret(require_key(options))
 
     def create(self, file: Storage, size: int, options: dict[str, Value], help: CreateHelp) -> Image:
         from qimg.formats.qcow2.create import create

@@ -33,6 +33,7 @@ from qimg.formats.qcow2.structs import (
     MAGIC,
     OFFSET_MASK,
     V3_LENGTH,
+    CryptoPointer,
     ExtensionHeader,
     FeatureName,
     Header,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from qimg.extent import Extent
     from qimg.formats.base import BitmapData
+    from qimg.formats.protection import Protection
     from qimg.formats.qcow2.bitmap_store import BitmapStore
     from qimg.formats.qcow2.header import ParsedHeader
     from qimg.storage.base import Buffer, Bytes, Storage
@@ -85,8 +87,15 @@ class FreshImage(Image):
 
     format_name = "qcow2"
 
-    def __init__(self, file: Storage, header: ParsedHeader, data_file: Storage | None) -> None:
-        """`header` describes the image to be; its L1 table follows cluster 2. Writes nothing."""
+    def __init__(
+        self,
+        file: Storage,
+        header: ParsedHeader,
+        data_file: Storage | None,
+        protection: Protection | None = None,
+    ) -> None:
+        """`header` describes the image to be; its L1 table follows cluster 2. `protection` encrypts the data.
+        Writes nothing."""
         fixed = header.header
         self.file = file
         self.size = header.virtual_size
@@ -94,6 +103,9 @@ class FreshImage(Image):
         self.backing = _reference(header)
         self._header = header
         self._data_file = data_file
+        self._protection = protection
+        self.encrypted = protection is not None
+        self._luks: tuple[int, bytes] | None = None  # offset and content of the LUKS header
         if header.data_file_name is not None:
             self.data_file = Reference(header.data_file_name.decode("utf-8", "surrogateescape"), "raw")
         bits = 1 << fixed.refcount_order
@@ -112,7 +124,7 @@ class FreshImage(Image):
         self._bitmaps: BitmapStore | None = None
         self.granularity = self._entries.sub_size
         self.zero_init = self._entries.placement.keeps_zeros
-        self.can_compress = data_file is None
+        self.can_compress = data_file is None and protection is None
         self.can_mark_zero = header.version >= 3
         self._encode = Encoder(fixed.compression_type, header.cluster_size)
         self._state = _REUSED if file.size else _EMPTY
@@ -120,9 +132,9 @@ class FreshImage(Image):
 
     def _make_entries(self, data_file: Storage | None) -> PlainEntries:
         size = self._header.cluster_size
-        placement = Placement(self.file, self._space, size, self._packer.drop)
+        placement = Placement(self.file, self._space, size, self._packer.drop, self._protection)
         if data_file is not None:
-            placement = OneToOne(data_file, self._space, size, self._packer.drop)
+            placement = OneToOne(data_file, self._space, size, self._packer.drop, self._protection)
             placement.size = self.size
         kind = ExtendedEntries if self._header.extended_l2 else PlainEntries
         return kind(
@@ -132,9 +144,12 @@ class FreshImage(Image):
             fill_zero=self._header.data_file_raw,
         )
 
-    def set_zero_init(self, zeros: bool) -> None:
-        """Say whether new space reads as zeros (`zeros`), for a place with a past."""
-        self.zero_init = self._entries.placement.keeps_zeros = zeros
+    def place_luks_header(self, content: bytes) -> None:
+        """Give the LUKS header clusters of its own, filled up with zeros."""
+        size = self._header.cluster_size
+        offset = self._space.take(-(-len(content) // size)) * size
+        self._header.crypto = CryptoPointer(offset=offset, length=len(content))
+        self._luks = offset, content
 
     # -- allocation
 
@@ -166,10 +181,11 @@ class FreshImage(Image):
             self._reserve(host, clusters * size, mode)
         if clusters >= _MANY:
             import qimg.vec.build  # noqa: F401 - what builds tables uses numpy once it is there
-        # What lies in reused space may be anything; zero clusters say that it does not count.
-        unknown = mode == "metadata" and not placement.keeps_zeros
+        # What lies in reused space may be anything, and zeros that are not encrypted are none to the guest;
+        # zero clusters say that it does not count.
+        unknown = self.encrypted or (mode == "metadata" and not placement.keeps_zeros)
         if unknown and self._header.version < 3:
-            self.file.zero(host, clusters * size)
+            placement.zero(0, host, clusters * size)
             unknown = False
         guest = 0
         for index, low, high in self._tables.pieces(0, clusters):
@@ -204,7 +220,9 @@ class FreshImage(Image):
             # The part of the last cluster behind the disk's end would show up when the disk grows.
             tail = extents[-1]
             assert tail.host is not None
-            self.file.zero(tail.host + tail.length, end - self.size)
+            self._entries.placement.zero(self.size, tail.host + tail.length, end - self.size)
+        if self._protection is not None:
+            extents = self._protection.uncover(extents)
         self._refcounts.settle()
         return extents
 
@@ -272,6 +290,7 @@ class FreshImage(Image):
         if self._state == _REUSED:
             self._begin()  # an older header must be gone before anything else is overwritten
         self._packer.flush()
+        self._store_luks_header()
         self._store_bitmaps()
         self._tables.store()
         header = self._header.header
@@ -294,6 +313,14 @@ class FreshImage(Image):
         self.file.flush()
         self._state = _WHOLE
 
+    def _store_luks_header(self) -> None:
+        if self._luks is None:
+            return
+        offset, content = self._luks
+        size = self._header.cluster_size
+        self.file.write(content.ljust(-(-len(content) // size) * size, b"\0"), offset)
+        self._luks = None
+
     def _cover_data(self) -> None:
         """The file reaches to the end of its last data cluster, written to or not (section 15)."""
         end = self._entries.placement.end
@@ -315,9 +342,12 @@ class FreshImage(Image):
             raise NotSupported("The image cannot be read before it is flushed")
         if self._reader is None:
             from qimg.context import Context
+            from qimg.formats.qcow2.image import Qcow2Image
             from qimg.formats.registry import get
 
-            self._reader = get("qcow2").open(self.file, context=Context())
+            self._reader = get("qcow2").open(self.file, context=Context(), for_info=self.encrypted)
+            if isinstance(self._reader, Qcow2Image):
+                self._reader.protection = self._protection
             if self._data_file is not None:
                 self._reader.attach_data_file(self._data_file)
         return self._reader

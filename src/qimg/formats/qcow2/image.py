@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from qimg.context import Notice
-from qimg.errors import CorruptImage, FormatError, QimgError, UnsupportedFeature
+from qimg.errors import CorruptImage, FormatError, QimgError
 from qimg.extent import MAPPED, ZERO, Extent, Runs
 from qimg.formats.base import Image, Reference
 from qimg.formats.qcow2.header import parse
 from qimg.formats.qcow2.structs import (
     COMPAT_LAZY_REFCOUNTS,
     COMPRESSION_NAMES,
-    CRYPT_AES,
     CRYPT_NONE,
 )
 
@@ -21,11 +20,13 @@ if TYPE_CHECKING:
 
     from qimg.context import Context
     from qimg.formats.base import BitmapData, CheckResult, SnapshotInfo
+    from qimg.formats.protection import Protection
     from qimg.formats.qcow2.bitmap import Bitmap
     from qimg.formats.qcow2.decompress import CompressedReader
     from qimg.formats.qcow2.header import ParsedHeader
     from qimg.formats.qcow2.mapping import Mapping
     from qimg.formats.qcow2.snapshot import SnapshotTable
+    from qimg.options import Value
     from qimg.storage.base import Buffer, Storage
 
 #: Bytes of an L2 table that the real program looks at together (`mapping.SLICE`, which is not loaded here).
@@ -48,6 +49,8 @@ class Qcow2Image(Image):
         self.backing = _reference(header.backing_name, header.backing_format)
         self.data_file = _reference(header.data_file_name, None) if header.has_data_file else None
         self.encrypted = header.header.crypt_method != CRYPT_NONE
+        #: Of images that are opened for `info` alone there is none, encrypted or not.
+        self.protection: Protection | None = None
         self.dirty = header.dirty
         self._data: Storage | None = None  # the attached external data file
         self._active: Mapping | None = None
@@ -64,24 +67,27 @@ class Qcow2Image(Image):
         *,
         context: Context,
         writable: bool = False,
-        data_file_given: bool = False,
+        options: dict[str, Value] | None = None,
         for_check: bool = False,
         for_info: bool = False,
     ) -> Self:
         """Validate everything that the real program validates at this point (section 11), in its order.
 
-        `data_file_given`: the caller is going to attach a data file whatever the header names.
+        `options`: those of encryption, and ``data-file`` (any value): the caller is going to attach a data
+        file whatever the header names.
         """
+        options = options or {}
+        data_file_given = "data-file" in options
         header = parse(file, writable=writable, for_check=for_check, for_info=for_info)
         if data_file_given and not header.has_data_file:
             raise FormatError("'data-file' can only be set for images with an external data file")
         if header.has_data_file and not (for_info or data_file_given or header.data_file_name):
             raise FormatError("'data-file' is required for this image", file=file.name)
         image = cls(file, header, context)
-        if image.encrypted and not for_info:
-            raise UnsupportedFeature(
-                "Encrypted qcow2 images are not supported yet", file=file.name, field="header.crypt_method"
-            )
+        if image.encrypted:
+            from qimg.formats.qcow2.encryption import protect
+
+            image.protection = protect(file, header, options, context, for_info=for_info)
         image._open_directories(for_check)
         return image
 
@@ -134,9 +140,19 @@ class Qcow2Image(Image):
         except CorruptImage as error:
             self._warn_once(error)
             raise
+        if self.encrypted:
+            return self.uncover(found)
         if self._looks_for_holes() and any(extent.flags & MAPPED for extent in found):
             return self._with_holes(start, length, found)
         return found
+
+    def uncover(self, extents: list[Extent]) -> list[Extent]:
+        """`extents` with encrypted data in a storage that decrypts and encrypts."""
+        return extents if self.protection is None else self.protection.uncover(extents)
+
+    def guest_storage(self, guest: int, host: int) -> Storage:
+        """The storage in which what is at `host` is what the guest has at `guest`."""
+        return self.data if self.protection is None else self.protection.storage(self.data, guest, host)
 
     def _warn_once(self, error: CorruptImage) -> None:
         if not self.warned:
@@ -231,7 +247,9 @@ class Qcow2Image(Image):
         if parsed.version >= 3 and self.data_file is not None:
             shown["data-file"] = self.data_file.name
         if self.encrypted:
-            shown["encrypt"] = {"format": "aes" if header.crypt_method == CRYPT_AES else "luks"}
+            from qimg.formats.qcow2.encryption import describe
+
+            shown["encrypt"] = describe(self.file, parsed)
         if parsed.version >= 3:
             if parsed.has_data_file:
                 shown["data-file-raw"] = parsed.data_file_raw

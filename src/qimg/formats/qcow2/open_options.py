@@ -7,6 +7,7 @@ change here.
 from __future__ import annotations
 
 from qimg.errors import OptionError
+from qimg.formats.qcow2.structs import CRYPT_NONE
 from qimg.options import BOOL, NUM, SIZE, STR, Option
 
 TYPE_CHECKING = False
@@ -42,8 +43,7 @@ OPEN_OPTIONS: tuple[Option, ...] = (
     Option("l2-cache-entry-size", SIZE, None, "Size of one entry of the L2 table cache"),
     Option("refcount-cache-size", SIZE, None, "Most memory of the refcount block cache"),
     Option("cache-clean-interval", NUM, None, "Seconds after which unused cache entries go"),
-    Option("encrypt.format", STR, None, "Encryption of the image (aes, luks)"),
-    Option("encrypt.key-secret", STR, None, "Id of the secret with the key"),
+    Option("encrypt.*", STR, None, "How the data is encrypted: format (aes, luks) and key-secret"),
 )
 
 
@@ -58,7 +58,7 @@ def check_open_options(values: dict[str, Value], header: ParsedHeader) -> None:
             option="lazy-refcounts",
         )
     _check_overlap(values)
-    if "encrypt.format" in values and not header.header.crypt_method:
+    if "encrypt.format" in values and header.header.crypt_method == CRYPT_NONE:
         raise OptionError(
             f"No encryption in image header, but options specified format '{values['encrypt.format']}'",
             option="encrypt.format",

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from qimg.formats.qcow2.image import Qcow2Image
     from qimg.formats.qcow2.refcount_scan import UnreadableBlock
     from qimg.formats.qcow2.repair_tables import TableNames
+    from qimg.options import Value
 
     Opened = TypeVar("Opened", bound=Qcow2Image)
 
@@ -68,9 +69,9 @@ def repair(
         image.dirty = image.header.dirty
 
 
-def repair_dirty(image: Opened) -> Opened:
+def repair_dirty(image: Opened, options: dict[str, Value] | None) -> Opened:
     """What opening an image for writing does first if its counts may be stale (section 11); the image as it
-    is then. Findings are remarks to the context's `warn`. Raises StorageError."""
+    is then, opened with `options`. Findings are remarks to the context's `warn`. Raises StorageError."""
     from qimg.context import Notice
 
     def tell(line: str) -> None:
@@ -86,7 +87,7 @@ def repair_dirty(image: Opened) -> Opened:
         image.file,
         context=image.context,
         writable=True,
-        data_file_given=image.header.has_data_file and not image.header.data_file_name,
+        options=options,
     )
 
 

@@ -13,7 +13,7 @@ from qimg.errors import LimitError, NotSupported, OptionError, QimgError
 from qimg.formats.qcow2.entries import arithmetic, is_blank
 from qimg.formats.qcow2.live_entries import ALL, LiveOneToOne
 from qimg.formats.qcow2.refcounts import counters_per_block, unpack_counts
-from qimg.formats.qcow2.structs import COPIED, MAX_L1_BYTES, SUBCLUSTERS
+from qimg.formats.qcow2.structs import COPIED, L2_ZERO, MAX_L1_BYTES, OFFSET_MASK, SUBCLUSTERS
 from qimg.guest_size import GuestSize
 from qimg.units import SECTOR, round_up
 
@@ -177,13 +177,25 @@ def _preallocate(image: WritableQcow2, start: int, end: int, mode: str, *, cover
             stop = low + count
             table[words * low : words * stop : words] = arithmetic(host | COPIED, count, size)
             if words > 1:
-                bits = ALL << SUBCLUSTERS if covered else 0
+                bits = ALL << SUBCLUSTERS if covered or image.encrypted else 0
                 table[2 * low + 1 : 2 * stop : 2] = array("Q", [bits]) * count
             if not image.header.has_data_file:
                 _reserve(image.file, host, count * size, mode)
+            if image.encrypted and words == 1:
+                _hide(image, table, low, stop, guest * size)
             low = stop
             guest += count
         _settle(image)
+
+
+def _hide(image: WritableQcow2, table: array[int], low: int, stop: int, guest: int) -> None:
+    """Zeros that are not encrypted are no zeros to the guest: say that they are, or encrypt some."""
+    if image.header.version >= 3:
+        for index in range(low, stop):
+            table[index] |= L2_ZERO
+        return
+    host = table[low] & OFFSET_MASK
+    image.guest_storage(guest, host).zero(host, (stop - low) * image.cluster_size, unmap=False)
 
 
 def _reserve(file: Storage, host: int, length: int, mode: str) -> None:

@@ -74,7 +74,8 @@ class WritableQcow2(Qcow2Image):
         """Forget what is staged: all that is known of the image is what `header` says."""
         self._active = None
         header = self.header
-        self.can_compress = not header.has_data_file
+        # Compressed clusters are never encrypted.
+        self.can_compress = not (header.has_data_file or self.encrypted)
         self.refcounts = LiveRefcounts(self.file, header, self._guard_new)
         self.tables = LiveTables(self.file, header, self.refcounts)
         self._encode = Encoder(header.header.compression_type, header.cluster_size)
@@ -206,7 +207,7 @@ class WritableQcow2(Qcow2Image):
             if table is not None:
                 self.entries.in_place(table, low, high, guest, start, end, runs)
             guest += (high - low) * self.cluster_size
-        return runs.take()
+        return self.uncover(runs.take())
 
     def allocate(self, start: int, length: int) -> list[Extent]:
         self.begin()
@@ -219,7 +220,7 @@ class WritableQcow2(Qcow2Image):
             table = self.tables.change(index, low, high)
             self.entries.allocate(table, low, high, guest, start, end, runs)
             guest += (high - low) * size
-        extents = runs.take()
+        extents = self.uncover(runs.take())
         if tail:
             self._clear_tail(extents[-1])
         self._placed = True
@@ -247,12 +248,14 @@ class WritableQcow2(Qcow2Image):
             whole = bytearray(size)
             self.read_into(memoryview(whole), guest)
         else:
-            whole = self.data.read(word & OFFSET_MASK, size)
+            before = word & OFFSET_MASK
+            whole = self.guest_storage(guest, before).read(before, size)
         assert bits & ~ALL == 0
+        storage = self.guest_storage(guest, host)
         unit = size // 32
         for sub in range(32):
             if bits >> sub & 1:
-                self.data.write(memoryview(whole)[sub * unit : (sub + 1) * unit], host + sub * unit)
+                storage.write(memoryview(whole)[sub * unit : (sub + 1) * unit], host + sub * unit)
 
     def mark_zero(self, start: int, length: int) -> None:
         if not self.can_mark_zero:
