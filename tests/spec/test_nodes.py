@@ -58,6 +58,8 @@ IN_QUORUM = (
     "driver=qcow2,file.driver=quorum,file.vote-threshold=1,file.children.0.driver=file,"
     "file.children.0.filename=a.q"
 )
+UNNAMED = "children.0.driver=file,children.0.filename=base.raw"
+NAMED = f"{UNNAMED},children.0.node-name=n"
 DEBUG = "driver=blkdebug,image.filename=base.raw"
 WRITES_FAIL, READS_FAIL = (
     f"file.driver=blkdebug,file.image.filename={name},file.inject-error.0.event=none,"
@@ -186,6 +188,15 @@ info --image-opts driver=compress,file.filename=base.raw
 info --image-opts driver=compress,file.driver=raw,file.file.filename=base.raw
 info --image-opts driver=copy-on-read,file.driver=qcow2,file.file.filename=a.q
 map --image-opts driver=copy-on-read,file.driver=qcow2,file.file.filename=a.q
+## nodes that others refer to
+info --image-opts driver=quorum,vote-threshold=1,{NAMED},children.1=n
+convert --image-opts driver=quorum,vote-threshold=2,{QCOW2}sub/a.q,children.0.node-name=n,children.1=n out
+map --output=json --image-opts driver=quorum,vote-threshold=1,{NAMED},children.1=n
+info --image-opts driver=blkverify,raw.driver=file,raw.filename=base.raw,raw.node-name=n,test=n
+map --image-opts driver=qcow2,file.driver=file,file.filename=a.q,file.node-name=n,backing=n
+convert --image-opts driver=qcow2,file.driver=file,file.filename=a.q,file.node-name=n,backing=n out
+info --image-opts driver=quorum,vote-threshold=1,{UNNAMED},children.1=n
+info --image-opts driver=raw,file=n,file.filename=base.raw
 ## what no image tool has a use for stays refused
 info --image-opts driver=bogus,file.filename=base.raw
 """

@@ -8,7 +8,7 @@ from qimg.context import Notice
 from qimg.errors import GateError, LimitError, LocationError, NotSupported, OpenError, QimgError
 from qimg.formats import registry as formats
 from qimg.graph.disk import Disk, Layer
-from qimg.graph.location import Location, reference, resolve_relative
+from qimg.graph.location import Location, refuse_more, refuse_reference, resolve_relative
 from qimg.graph.nodes import Builder, Mode, Node
 from qimg.storage.registry import protocol_of
 
@@ -123,7 +123,13 @@ def open_chain(
     finally:
         builder.path = above
         builder.nesting -= 1
-    return Disk([_layer(node) for node in nodes]), nodes[0]
+    disk, top = Disk([_layer(node) for node in nodes]), nodes[0]
+    if top.name is not None:
+        from qimg.graph.nested import DiskStorage
+
+        shown = Node(top.driver, DiskStorage(disk), Location(None), top.plain, top.description)
+        builder.register(top.name, shown)
+    return disk, top
 
 
 def _layer(node: Node) -> Layer:
@@ -168,26 +174,32 @@ def _below(builder: Builder, node: Node, wanted: bool) -> tuple[Location | None,
         return None, None
     if not wanted:
         return None, None
+    referred = location.text("backing")
+    if referred in builder.named and not builder.for_info:
+        refuse_more(location, "backing")
+        del location.options["backing"]
+        return Location(None, {"driver": "raw", "file": referred}), None
     recorded = image.backing
     # Info follows what images say, and takes no options of backing files (the real program neither).
+    if not builder.for_info:
+        try:
+            refuse_reference(location, "backing")
+        except LocationError as error:
+            raise BackingError(error, 1) from error
     options = {} if builder.for_info else location.take_child("backing")
     if not _can_have_backing(node):
         if options:
             raise NotSupported("Driver doesn't support backing files")
         return None, None
     below = Location(None, options)
-    try:
-        if not builder.for_info:
-            reference(location, "backing", options)
-            location.options.pop("backing", None)
-        if recorded is None or not recorded.name:
-            return (below, None) if options else (None, None)
-        if recorded.format is not None:
-            options.setdefault("driver", recorded.format)
-        if "file.filename" in options:
-            return below, None
-    except LocationError as error:
-        raise BackingError(error, 1) from error
+    if not builder.for_info:
+        location.options.pop("backing", None)
+    if recorded is None or not recorded.name:
+        return (below, None) if options else (None, None)
+    if recorded.format is not None:
+        options.setdefault("driver", recorded.format)
+    if "file.filename" in options:
+        return below, None
     below.filename = resolve_relative(place_of(image.file), recorded.name)
     return below, node.filename
 

@@ -160,15 +160,18 @@ def find_protocol(filename: str) -> str:
     return PREFIXES[prefix]
 
 
-def reference(location: Location, name: str, child: Options) -> None:
-    """Raise LocationError where option `name` is a string: nodes that exist already, there are none.
-
-    `child`: the other options of that child."""
-    text = location.text(name)
+def refuse_reference(location: Location, child: str) -> None:
+    """Raise LocationError where option `child` is a string: the name of a node that there is not."""
+    text = location.text(child)
     if text is not None:
-        if child or location.filename is not None:
-            raise LocationError(_REFERENCE_AND_MORE)
+        refuse_more(location, child)
         raise LocationError(f"Cannot find device='{text}' nor node-name='{text}'")
+
+
+def refuse_more(location: Location, child: str) -> None:
+    """Raise LocationError where more than a reference is said of `child`."""
+    if location.filename is not None or any(name.startswith(f"{child}.") for name in location.options):
+        raise LocationError(_REFERENCE_AND_MORE)
 
 
 def resolve_relative(overlay: str, backing: str) -> str:

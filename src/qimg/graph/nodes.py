@@ -16,12 +16,13 @@ from qimg.graph.location import (
     check_encodable,
     find_protocol,
     is_identifier,
-    reference,
+    refuse_more,
+    refuse_reference,
 )
 from qimg.graph.probe import PROBE_BYTES, probe
 from qimg.options import parse_bool
 from qimg.storage import registry as storages
-from qimg.storage.base import USE_ALL, USE_READ, USE_RESIZE, USE_WRITE, USE_WRITE_UNCHANGED
+from qimg.storage.base import USE_ALL, USE_READ, USE_RESIZE, USE_WRITE, USE_WRITE_UNCHANGED, Filter
 from qimg.storage.handles import make_room
 
 TYPE_CHECKING = False
@@ -82,6 +83,7 @@ _CACHE_NAMES = {
 # Options that change what a node shows, and so have to be part of the name of a node that has them.
 _SIGNIFICANT = {
     "raw": ("offset", "size"),
+    "luks": ("key-secret", "header.*"),
     "qcow2": ("encrypt.*",),
 }
 
@@ -93,6 +95,8 @@ WARNING: Image format was not specified for '{}' and probing guessed raw.
          Specify the 'raw' format explicitly to remove the restrictions."""
 _MAX_NODE_NAME = 31
 _DATA_FILE = "data-file"
+#: Options of formats that describe a node with a part of the image: guest data, or a LUKS header.
+_PARTS = (_DATA_FILE, "header")
 _LOCAL = ("file", "host_device", "host_cdrom")
 
 
@@ -184,9 +188,10 @@ class Node:
     description  the node as nested JSON options.
     guessed      its format was probed.
     location     what is left of its options: those of backing files, and unknown ones.
+    name         its ``node-name``, None where it has none.
     """
 
-    __slots__ = ("description", "driver", "guessed", "image", "location", "plain", "storage")
+    __slots__ = ("description", "driver", "guessed", "image", "location", "name", "plain", "storage")
 
     def __init__(
         self,
@@ -203,6 +208,7 @@ class Node:
         self.description = description
         self.image: Image | None = None
         self.guessed = False
+        self.name: str | None = None
 
     @property
     def filename(self) -> str:
@@ -244,6 +250,8 @@ class Builder:
         self.for_info = for_info
         self._open_chain = open_chain
         self._names: set[str] = set()
+        #: Nodes that others may refer to, by ``node-name``.
+        self.named: dict[str, Node] = {}
         #: An image of the disk was opened with force-share.
         self.shared = False
         #: External data files that were opened.
@@ -276,14 +284,15 @@ class Builder:
 
     def _format(self, location: Location, mode: Mode, driver: str | None, named_by: str | None) -> Node:
         mode = mode.with_options(location)
-        options = location.take_child("file")
-        reference(location, "file", options)
-        location.options.pop("file", None)
-        if location.filename is None and not options:
-            if driver is None:
-                raise LocationError("Must specify either driver or file")
-            raise LocationError('A block device must be specified for "file"')
-        file = self.child(Location(location.filename, options), mode, named_by)
+        file = self._referred(location, "file")
+        if file is None:
+            options = location.take_child("file")
+            location.options.pop("file", None)
+            if location.filename is None and not options:
+                if driver is None:
+                    raise LocationError("Must specify either driver or file")
+                raise LocationError('A block device must be specified for "file"')
+            file = self.child(Location(location.filename, options), mode, named_by)
         try:
             return self._format_on(file, location, mode, driver)
         except BaseException:
@@ -304,13 +313,13 @@ class Builder:
         node.guessed = guessed
         if guessed and driver == "raw" and mode.writable and not mode.late:
             self.context.warn(Notice(_RAW_WARNING.format(file.filename), plain=True))
-        self._finish_options(location, mode)
+        node.name = self._finish_options(location, mode)
         options = take_typed(location, format.open_options)
         data = None
-        if any(option.name == _DATA_FILE for option in format.open_options):
-            data = self._given_data_file(location, mode)
-        if data is not None:
-            options[_DATA_FILE] = True
+        for name in (option.name for option in format.open_options if option.name in _PARTS):
+            data = self._given_part(name, location, mode)
+            if data is not None:
+                options[name] = True
         try:
             node.image = image = format.open(
                 storage,
@@ -358,19 +367,21 @@ class Builder:
                 storage.close()
             raise
 
-    def _given_data_file(self, location: Location, mode: Mode) -> Node | None:
-        """Open the external data file that the options describe, None where they do not."""
-        options = location.take_child(_DATA_FILE)
-        if not self.for_info:
-            reference(location, _DATA_FILE, options)
-        location.options.pop(_DATA_FILE, None)
-        if self.for_info or not options:
+    def _given_part(self, name: str, location: Location, mode: Mode) -> Node | None:
+        """Open the part `name` of an image that the options describe, None where they do not. Info does
+        without the guest's data."""
+        needed = name != _DATA_FILE or not self.for_info
+        options = location.take_child(name)
+        if needed:
+            refuse_reference(location, name)
+        location.options.pop(name, None)
+        if not needed or not options:
             return None
         return self.child(Location(None, options), mode)
 
     def _attach(self, image: Image, data: Node | None, mode: Mode) -> None:
-        """Give the image its external data file: `data`, else what it names, which is always the name of a
-        plain file (qcow2 sheet 6)."""
+        """Give the image its external data file (or detached header): `data`, else what it names, which is
+        always the name of a plain file (qcow2 sheet 6)."""
         if data is None:
             named = image.data_file
             if self.for_info or named is None or not named.name:
@@ -422,7 +433,7 @@ class Builder:
             values.setdefault("aio", "native")
         if named_by is not None:
             self.gate.check(driver, str(values.get("filename", filename or "")), named_by)
-        self._finish_options(location, mode)
+        name = self._finish_options(location, mode)
         storage: Storage = kind.from_options(
             values, writable=mode.writable, cache=mode.cache, discard=mode.discard, context=self.context
         )
@@ -430,6 +441,7 @@ class Builder:
             plain = storage.name if storage.named else None
             node = Node(driver, storage, location, plain, description)
             node.check_left()
+            self.register(name, node)
             if mode.blocked:
                 raise LocationError("Block node is read-only")
         except BaseException:
@@ -444,12 +456,15 @@ class Builder:
         names = list(_child_names(kind, location))
         description = Location(None, {**said, **location.options, "driver": kind.driver}).pick(kind.identity)
         values = {**said, **take_typed(location, kind.open_options)}
-        self._finish_options(location, mode)
+        own_name = self._finish_options(location, mode)
         below: dict[str, Node] = {}
         try:
             for name, is_image in names:
+                referred = self._referred(location, name)
+                if referred is not None:
+                    below[name] = referred
+                    continue
                 options = location.take_child(name)
-                reference(location, name, options)
                 location.options.pop(name, None)
                 filename = values.pop(name, None)
                 if filename is None and not options:
@@ -468,6 +483,7 @@ class Builder:
         plain = storage.name if storage.named else None
         node = Node(kind.driver, storage, location, plain, {**described, **description, **file})
         storage.name = node.filename
+        self.register(own_name, node)
         try:
             node.check_left()
             if mode.blocked:
@@ -487,8 +503,27 @@ class Builder:
 
     # -- what all nodes have
 
-    def _finish_options(self, location: Location, mode: Mode) -> None:
-        """The options of every node that say nothing about access. Raises LocationError, OptionError."""
+    def register(self, name: str | None, node: Node) -> None:
+        """`node` is called `name` from now on, None: it has no name."""
+        if name is not None:
+            self.named[name] = node
+
+    def _referred(self, location: Location, child: str) -> Node | None:
+        """The node whose name is all that `location` says of a child. Raises LocationError where none has
+        that name."""
+        name = location.text(child)
+        if name not in self.named:
+            refuse_reference(location, child)
+            return None
+        assert name is not None
+        refuse_more(location, child)
+        del location.options[child]
+        found = self.named[name]
+        return Node(found.driver, Borrowed(found.storage), Location(None), found.plain, found.description)
+
+    def _finish_options(self, location: Location, mode: Mode) -> str | None:
+        """The options of every node that say nothing about access; its name. Raises LocationError,
+        OptionError."""
         name = take_text(location, "node-name")
         if name is not None:
             self._claim(name)
@@ -502,6 +537,7 @@ class Builder:
             message = "setting detect-zeroes to unmap is not allowed without setting"
             message += " discard operation to unmap"
             raise OptionError(message, option="detect-zeroes")
+        return name
 
     def _claim(self, name: str) -> None:
         """Note the node name `name`. Raises LocationError."""
@@ -532,6 +568,16 @@ def _head(storage: Storage) -> bytearray:
     except StorageError as error:
         message = f"Could not read image for determining its format: {error}"
         raise StorageError(message, errno=error.errno, offset=error.offset) from error
+
+
+class Borrowed(Filter):
+    """A storage that belongs to another node, which locks and closes it."""
+
+    def lock(self, use: int, share: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _probe_content(sector: bytes) -> str:
@@ -643,10 +689,10 @@ def take_bool(location: Location, name: str) -> bool | None:
 def take_typed(location: Location, options: Iterable[Option]) -> dict[str, Value]:
     """Remove those of `options` that are given and return their typed values. Raises OptionError.
 
-    The data file is a node of its own and stays."""
+    Parts are nodes of their own and stay."""
     values: dict[str, Value] = {}
     for option in options:
-        if option.name == _DATA_FILE:
+        if option.name in _PARTS:
             continue
         for name in location.pick((option.name,)):
             text = take_text(location, name)
