@@ -12,6 +12,7 @@ shows itself.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -23,8 +24,9 @@ CLUSTER = 65536
 
 def pattern(letter: str, start: int, length: int) -> bytes:
     """`length` bytes of the letter's address pattern from guest offset `start` (both multiples of 8)."""
-    head = ord(letter.upper()) << 56
-    return b"".join((head | at).to_bytes(8, "big") for at in range(start, start + length, 8))
+    first = (ord(letter.upper()) << 56) + start
+    words = range(first, first + length, 8)
+    return struct.pack(f">{len(words)}Q", *words)
 
 
 def content(layout: str, *, cluster: int = CLUSTER, size: int | None = None, below: bytes = b"") -> bytes:
@@ -108,9 +110,6 @@ def fill(
     """Write a layout into an existing image through the real qemu-io, cluster by cluster from the left."""
     size = len(layout) * cluster if size is None else size
     commands: list[str] = []
-    scratch = path.with_name(path.name + ".pattern")
-    with scratch.open("wb") as file:
-        file.write(content(layout, cluster=cluster, size=size))
     # qemu-io reads its pattern file from the start: one small file for every run of data.
     pieces: list[Path] = []
     for start, length, letter in runs(layout, cluster, size):
@@ -129,7 +128,7 @@ def fill(
             flag = "-c " if letter.islower() else ""
             commands.append(f"write -q {flag}-s {piece.name} {at} {piece.stat().st_size}")
     io(path, commands, format=format)
-    for piece in (*pieces, scratch):
+    for piece in pieces:
         piece.unlink()
     return path
 
