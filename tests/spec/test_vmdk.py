@@ -239,7 +239,6 @@ snapshot -d x base.vmdk
 rebase -b zeroed.vmdk -F vmdk over.vmdk
 rebase -u -b zeroed.vmdk -F vmdk over.vmdk
 rebase -u -b '' over.vmdk
-resize monolithicFlat.vmdk 20M
 resize twoGbMaxExtentSparse.vmdk 20M
 resize streamOptimized.vmdk 20M
 amend -o compat6 base.vmdk

@@ -229,7 +229,35 @@ def test_an_overlay_that_cannot_say_zeros_does_not_grow_over_a_longer_parent(tmp
     assert (tmp_path / "o.vmdk").read_bytes() == before
 
 
-@pytest.mark.parametrize("kind", [*KINDS[1:], "streamOptimized"])
+@pytest.mark.parametrize("size", ["786944", "3M", "5G"])
+def test_a_flat_disk_grows_and_the_new_part_reads_as_zeros(tmp_path: Path, size: str) -> None:
+    path = make(tmp_path, "subformat=monolithicFlat")
+    run_qimg_inprocess(["resize", "d.vmdk", size], tmp_path).ok()
+    length = (tmp_path / "d-flat.vmdk").stat().st_size
+    shown = run_real(["info", path]).ok().out
+    assert f"({length} bytes)" in shown
+    assert f"virtual size: {length}\n" in shown
+    same = run_real(["compare", "-f", "raw", "-F", "vmdk", "old.raw", "d.vmdk"], tmp_path)
+    assert (same.code, "Images are identical" in same.out) == (0, True)
+    assert f'ddb.geometry.cylinders = "{length // (63 * 16 * SECTOR)}"' in path.read_text()
+
+
+def test_a_flat_disk_does_not_grow_over_what_its_file_holds_behind_the_end(tmp_path: Path) -> None:
+    path = make(tmp_path, "subformat=monolithicFlat")
+    flat = tmp_path / "d-flat.vmdk"
+    with flat.open("ab") as file:
+        file.truncate(file.tell() + MIB)  # what a growth that was cut off leaves
+    run_qimg_inprocess(["resize", "d.vmdk", "2M"], tmp_path).ok()
+    assert flat.stat().st_size == 2 * MIB
+    with flat.open("ab") as file:
+        file.write(b"x")
+    before = path.read_text()
+    found = run_qimg_inprocess(["resize", "d.vmdk", "3M"], tmp_path)
+    assert (found.code, "bytes behind the extent" in found.err) == (1, True)
+    assert (path.read_text(), flat.stat().st_size) == (before, 2 * MIB + 1)
+
+
+@pytest.mark.parametrize("kind", [*KINDS[2:], "streamOptimized"])
 def test_other_kinds_do_not_grow_as_with_the_real_program(tmp_path: Path, kind: str) -> None:
     path = make(tmp_path, f"subformat={kind}")
     before = path.read_bytes()

@@ -1,7 +1,8 @@
-"""Growing a sparse image (qimg only; vmdk sheet 4).
+"""Growing an image of one extent (qimg only; vmdk sheet 3, 4).
 
-Where the grain tables do not suffice, new directories and the missing tables go behind the data; then one
-write of the first sector switches to them and to the new size. The old directories stay behind, unused.
+A sparse one: where the grain tables do not suffice, new directories and the missing tables go behind the
+data; then one write of the first sector switches to them and to the new size. The old directories stay
+behind, unused. A flat one: first the extent's file gets longer, then the descriptor says so.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 from array import array
 
 from qimg.errors import LimitError, NotSupported
-from qimg.extent import MAPPED
+from qimg.extent import MAPPED, ZERO
+from qimg.formats.vmdk.descriptor import FLAT, MONOLITHIC_FLAT
 from qimg.formats.vmdk.header import parse_sparse
 from qimg.formats.vmdk.options import MAX_SPARSE
+from qimg.formats.vmdk.part import FlatPart
 from qimg.formats.vmdk.sparse import SparsePart
 from qimg.formats.vmdk.structs import KDMV, SECTOR, SparseHeader
 from qimg.formats.vmdk.writing import little
@@ -19,6 +22,8 @@ from qimg.units import round_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qimg.formats.tables import WordTable
     from qimg.formats.vmdk.image import VmdkImage
 
@@ -35,6 +40,31 @@ def resize(image: VmdkImage, size: int, preallocation: str, shown: int) -> None:
         raise NotSupported(f"Unsupported preallocation mode: {preallocation}")
     if size < old:
         raise NotSupported("Shrinking images is currently not supported")
+    if isinstance(part, FlatPart):
+        _grow_flat(image, part, size)
+    else:
+        _grow_sparse(image, part, size, shown, settle)
+    image.set_parts([part])
+    _update_text(image, size)
+
+
+def _grow_flat(image: VmdkImage, part: FlatPart, size: int) -> None:
+    """Raises NotSupported, StorageError."""
+    file = part.file
+    if any(not extent.flags & ZERO for extent in file.extents(part.size, max(0, file.size - part.size))):
+        raise NotSupported(f"'{file.name}' holds bytes behind the extent, which would become visible")
+    image.begin()
+    if file.size < size:
+        file.resize(size)
+    file.flush()
+    part.size = size
+
+
+def _grow_sparse(
+    image: VmdkImage, part: SparsePart, size: int, shown: int, settle: Callable[[int, bool], None] | None
+) -> None:
+    """Raises NotSupported, LimitError, StorageError. `shown`, `settle`: see `GuestSize`."""
+    old = image.size
     if size > MAX_SPARSE:
         raise LimitError(f"The image size is too large for file format 'vmdk' (at most {MAX_SPARSE} bytes)")
     if shown > old and size > old and not part.geometry.zeroed_grain:
@@ -47,18 +77,20 @@ def resize(image: VmdkImage, size: int, preallocation: str, shown: int) -> None:
     header = _grow(part, size, shown)
     part.file.write(header.pack(), 0)
     part.file.flush()
-    image.set_parts([part])
-    _update_text(image, size)
 
 
-def _part(image: VmdkImage) -> SparsePart:
+def _part(image: VmdkImage) -> SparsePart | FlatPart:
     """The one extent. Raises NotSupported where there are more, or of another kind."""
-    part = image.parts[0] if len(image.parts) == 1 and not image.attached() else None
-    if not isinstance(part, SparsePart) or part.compressed or not image.can_write:
-        raise NotSupported("Image format driver does not support resize")
-    if bytes(part.file.read(0, 4)) != KDMV:
-        raise NotSupported("Image format driver does not support resize")
-    return part
+    part = image.parts[0] if len(image.parts) == 1 and image.can_write else None
+    if isinstance(part, FlatPart):
+        whole = part.kind == FLAT and not part.offset and not part.file.fixed_size
+        if whole and image.descriptor.create_type == MONOLITHIC_FLAT:
+            return part
+    elif isinstance(part, SparsePart) and not part.compressed:
+        hosted = bytes(part.file.read(0, 4)) == KDMV
+        if hosted and not image.attached():
+            return part
+    raise NotSupported("Image format driver does not support resize")
 
 
 def _clear_tail(part: SparsePart, end: int) -> None:
