@@ -7,7 +7,7 @@ from array import array
 
 import pytest
 
-from qimg.formats.tables import PAGE, WordTable
+from qimg.formats.tables import PAGE, WordTable, uniform
 from qimg.storage.memory import MemoryStorage
 
 
@@ -65,3 +65,11 @@ def test_a_long_table_leaves_memory_again() -> None:
     for first in range(0, count, PAGE // 4):
         table.words(first, first + 1)
     assert len(table._pages) * PAGE <= 4 << 20
+
+
+def test_words_are_uniform_when_none_differs() -> None:
+    for typecode in "IQ":
+        for words in ([7], [7, 7], [7] * 5000, [0] * 9):
+            assert uniform(array(typecode, words))
+        for words in ([7, 8], [7] * 5000 + [8], [8] + [7] * 5000, [1 << 8, 1], [0, 1, 0]):
+            assert not uniform(array(typecode, words))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qimg.extent import HOLE, MAPPED, ZERO, Extent
-from qimg.jobs.plan import CLEAR, COPY, Policy, chunks, plan_copy
+from qimg.formats.base import Image
+from qimg.jobs.plan import CLEAR, COPY, Policy, chunks, long_clear, plan_copy
 
 DATA = Extent(0, 10, MAPPED, 0, 1000)
 ZEROS = Extent(10, 10, ZERO)
@@ -37,10 +41,10 @@ def test_over_a_backing_file_only_the_top_layer_counts() -> None:
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.sampled_from([MAPPED, ZERO, HOLE | ZERO])), max_size=20),
     st.booleans(),
-    st.booleans(),
+    st.sampled_from([0, 16, 47, 80, 1 << 20]),
 )
 def test_chunks_cover_the_rows_exactly_and_stay_in_their_grid(
-    pieces: list[tuple[int, int]], clear: bool, long_clear: bool
+    pieces: list[tuple[int, int]], clear: bool, long_clear: int
 ) -> None:
     extents = []
     position = 0
@@ -62,7 +66,7 @@ def test_chunks_cover_the_rows_exactly_and_stay_in_their_grid(
         assert chunk.start + chunk.length <= position
         if chunk.length > 16:
             assert [row.action for row in chunk.rows] == [CLEAR]
-            assert long_clear
+            assert chunk.length <= long_clear
         last = chunk.start
         for row in chunk.rows:
             assert row.length == row.extent.length
@@ -72,3 +76,26 @@ def test_chunks_cover_the_rows_exactly_and_stay_in_their_grid(
                 assert byte not in found
                 found[byte] = (row.action, row.extent.host and row.extent.host + byte - row.start)
     assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("cluster_size", "most"), [(512, 32 << 20), (64 << 10, 4 << 30), (2 << 20, 128 << 30), (None, 1 << 40)]
+)
+def test_what_one_chunk_clears_is_bounded_in_the_targets_clusters(
+    cluster_size: int | None, most: int
+) -> None:
+    image = Image()
+    image.size = 1 << 40
+    image.can_mark_zero = True
+    image.cluster_size = cluster_size
+    rows = plan_copy([Extent(0, image.size, ZERO)], Policy(clear=True))
+    found = [
+        chunk.length for chunk in islice(chunks(rows, 2 << 20, image.size, long_clear=long_clear(image)), 9)
+    ]
+    assert set(found) == {most}
+
+
+def test_where_zeros_cannot_be_noted_no_chunk_is_long() -> None:
+    assert long_clear(Image()) == 0
+    rows = plan_copy([Extent(0, 1 << 30, ZERO)], Policy(clear=True))
+    assert {chunk.length for chunk in chunks(rows, 2 << 20, 1 << 30)} == {2 << 20}

@@ -21,7 +21,7 @@ from array import array
 from qimg.errors import NotSupported
 from qimg.extent import COMPRESSED, HOLE, MAPPED, ZERO, Runs, clip
 from qimg.formats.base import Image
-from qimg.formats.tables import WordTable
+from qimg.formats.tables import WordTable, uniform
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class BlockCode:
         self.mask = mask
         # Words of blocks that continue each other grow by this; 0: none do.
         self.step = block // unit if self.stride == block and block % unit == 0 else 0
+        self._seen = 0  # words looked at one by one, in tables of some size
 
     def host(self, word: int) -> int:
         """Where the block with this word lies."""
@@ -102,7 +103,12 @@ class BlockCode:
 
     def _starts(self, words: array[int]) -> list[int]:
         """Indices at which a new run begins."""
-        if len(words) >= _SOME and ("numpy" in sys.modules or len(words) >= _MANY):
+        if len(words) < _SOME:
+            return self.plain_starts(words)
+        if words[0] in self.special and uniform(words):
+            return [0]
+        self._seen += len(words)
+        if "numpy" in sys.modules or self._seen >= _MANY:
             from qimg.vec.blocks import runs
 
             return runs(words, self.special, self.compressed, self.step)

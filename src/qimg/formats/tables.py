@@ -19,6 +19,12 @@ _CACHE = 4 << 20
 _SECTOR = 512
 
 
+def uniform(words: array[int]) -> bool:
+    """Whether all words are the same: at the speed of memcmp, without a look at each."""
+    raw = memoryview(words).cast("B")
+    return raw[words.itemsize :] == raw[: -words.itemsize]
+
+
 class WordTable:
     """`count` unsigned words of 4 or 8 bytes at byte `offset` of `file`. Indices count words.
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 #: Units of an image that are decoded at once: bounds the memory of every walk over a disk (at worst each
 #: unit is an extent of its own, 200 bytes).
 WINDOW_UNITS = 1 << 18
-#: What counts as a unit of an image that has none: runs of data and holes in a file are rarely shorter.
+#: What counts as a unit of an image that has none, or that tells which parts of its blocks are holes of the
+#: file: runs of data and holes in a file are rarely shorter.
 _UNIT = 16 << 10
 
 
@@ -31,6 +32,14 @@ class Layer:
         self.image = image
         self.filename = filename
         self.guessed = guessed
+
+
+def _unit(image: Image) -> int:
+    """Guest bytes of the shortest run that `image` can be expected to tell of. `granularity` does not say it
+    where any sector can be written without its neighbours."""
+    if image.granularity > SECTOR:
+        return image.granularity
+    return min(image.cluster_size or _UNIT, _UNIT)
 
 
 class Disk:
@@ -47,9 +56,8 @@ class Disk:
             if layer.image.distrust is not None:
                 self._trusted = depth
                 break
-        units = [layer.image.granularity for layer in layers]
         #: Guest bytes whose tables are decoded at once.
-        self.window = WINDOW_UNITS * min(unit if unit > 1 else _UNIT for unit in units)
+        self.window = WINDOW_UNITS * min(_unit(layer.image) for layer in layers)
 
     @property
     def top(self) -> Image:

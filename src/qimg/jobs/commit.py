@@ -11,7 +11,7 @@ from qimg.extent import HOLE, ZERO, clip
 from qimg.graph.disk import Disk
 from qimg.graph.open import open_with_base
 from qimg.jobs.engine import Meter
-from qimg.jobs.plan import CLEAR, COPY, Row, chunks
+from qimg.jobs.plan import CLEAR, COPY, Row, chunks, long_clear
 from qimg.units import round_down, round_up
 
 TYPE_CHECKING = False
@@ -135,7 +135,7 @@ class _Commit:
             # There is no order of allocation to keep, so things are read in the order in which they lie.
             plain.sort(key=_place)
         batches.run(gather(plain), mover)
-        batches.run(chunks(other, CHUNK, target.size, long_clear=target.can_mark_zero), copier)
+        batches.run(chunks(other, CHUNK, target.size, long_clear=long_clear(target)), copier)
 
     def _windows(self) -> Iterator[list[Row]]:
         """What to do, window by window."""

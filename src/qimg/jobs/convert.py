@@ -17,7 +17,7 @@ from qimg.errors import (
 from qimg.graph.open import ImageSpec, Target, open_disk, resolve_relative, target
 from qimg.jobs.create import check_backing, create_image, find_format, plan_target
 from qimg.jobs.engine import Meter, default_workers, run
-from qimg.jobs.plan import Policy, chunks, plan_copy
+from qimg.jobs.plan import Policy, chunks, long_clear, plan_copy
 from qimg.jobs.source import Source
 from qimg.units import round_up
 
@@ -245,7 +245,7 @@ class _Conversion:
         chunk = OFFLOAD_CHUNK if request.copy_offload else CHUNK
         if request.sparse_size > chunk:
             chunk = round_up(request.sparse_size, CHUNK)
-        items = chunks(self._rows(policy), chunk, size, long_clear=image.can_mark_zero)
+        items = chunks(self._rows(policy), chunk, size, long_clear=long_clear(image))
         workers = 1 if size <= SMALL else min(request.workers, default_workers())
         if request.rate_limit:
             workers = 1

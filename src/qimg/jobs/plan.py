@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from typing import NamedTuple
 
     from qimg.extent import Extent
+    from qimg.formats.base import Image
 
+#: Units of the target that one chunk clears at most: bounds the tables that are staged for it.
+LONG_CLEAR = 1 << 16
 #: Actions of a row. What a plan leaves out is skipped: the target already reads right there.
 COPY = 0  # move the bytes
 CLEAR = 1  # make the range read as zeros
@@ -90,12 +93,20 @@ def cut(row: Row, start: int, end: int) -> Row:
     return Row(extent.start, extent.length, row.action, extent)
 
 
-def chunks(rows: Iterable[Row], chunk_size: int, size: int, *, long_clear: bool = True) -> Iterator[Chunk]:
+def long_clear(image: Image) -> int:
+    """Bytes of `image` that one chunk may clear; 0 where zeros have to be written like data."""
+    if not image.can_mark_zero:
+        return 0
+    return LONG_CLEAR * image.cluster_size if image.cluster_size is not None else image.size
+
+
+def chunks(rows: Iterable[Row], chunk_size: int, size: int, *, long_clear: int = 0) -> Iterator[Chunk]:
     """Group ascending `rows` into chunks aligned to `chunk_size`, none beyond `size`.
 
-    A chunk without rows is left out. With `long_clear` a long range to clear becomes one chunk of many
+    A chunk without rows is left out. A long range to clear becomes chunks of up to `long_clear` bytes, many
     times `chunk_size`.
     """
+    longest = long_clear - long_clear % chunk_size
     current: list[Row] = []
     base = 0
     for row in rows:
@@ -106,8 +117,8 @@ def chunks(rows: Iterable[Row], chunk_size: int, size: int, *, long_clear: bool 
             if current and home != base:
                 yield Chunk(base, min(chunk_size, size - base), current)
                 current = []
-            if long_clear and row.action == CLEAR and not current and start == home:
-                whole = end if end == size else end - end % chunk_size
+            if longest and row.action == CLEAR and not current and start == home:
+                whole = min(end if end == size else end - end % chunk_size, start + longest)
                 if whole > start:
                     yield Chunk(start, whole - start, [cut(row, start, whole)])
                     start = whole

@@ -8,7 +8,7 @@ from array import array
 from qimg.errors import FormatError
 from qimg.extent import MAPPED, ZERO
 from qimg.formats.blocks import BlockCode
-from qimg.formats.tables import PAGE, WordTable
+from qimg.formats.tables import PAGE, WordTable, uniform
 from qimg.formats.vhdx.structs import LOG_SECTOR, MIB, PARTIAL, PLACE, PRESENT, STATE
 
 TYPE_CHECKING = False
@@ -62,9 +62,8 @@ class Bat(WordTable):
         found = super().words(first, last)
         if not found:
             return found
-        head = found[0]
-        if found.count(head) == len(found):
-            return array("Q", [self._plain(head)]) * len(found)
+        if uniform(found):
+            return array("Q", [self._plain(found[0])]) * len(found)
         return array("Q", map(self._plain, found))
 
     def pieces(self, first: int, last: int) -> Iterator[tuple[int, WordTable, int, int]]:
@@ -103,8 +102,7 @@ class Bat(WordTable):
         chunk = self.ratio + 1
         for low, high in self.filled():
             found = WordTable.words(self, low, high)
-            head = found[0]
-            if head & STATE not in self.placed and found.count(head) == len(found):
+            if found[0] & STATE not in self.placed and uniform(found):
                 continue
             for index, word in enumerate(found, low):
                 if word & STATE not in self.placed:
