@@ -16,7 +16,7 @@ FORMATS: dict[str, str | None] = {
     "bochs": "qimg.formats.bochs:Bochs",
     "cloop": "qimg.formats.cloop:Cloop",
     "dmg": "qimg.formats.dmg:Dmg",
-    "luks": None,
+    "luks": "qimg.formats.luks:Luks",
     "parallels": "qimg.formats.parallels.format:Parallels",
     "qcow": "qimg.formats.qcow:Qcow",
     "qcow2": "qimg.formats.qcow2.format:Qcow2",
