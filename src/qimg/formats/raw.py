@@ -36,6 +36,7 @@ class RawImage(Image):
     format_name = "raw"
     granularity = 1
     can_mark_zero = True
+    zeroes_at_once = True
     can_write = True
 
     def __init__(

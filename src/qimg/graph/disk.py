@@ -69,6 +69,11 @@ class Disk:
         """What messages call the disk."""
         return self.layers[0].filename
 
+    @property
+    def remote(self) -> bool:
+        """Whether a part of it is reached over a network."""
+        return any(layer.image.remote for layer in self.layers)
+
     def extents(self, start: int, length: int) -> list[Extent]:
         """What ``start .. start + length`` (inside `size`) is, the whole chain taken together.
 

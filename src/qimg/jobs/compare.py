@@ -131,7 +131,7 @@ class _Comparer:
     def _walk(self, pairs: Iterator[tuple[Extent, Extent]]) -> int | None:
         """Where the data of `pairs` differs first, None: nowhere. Raises AllocationError, ReadError."""
         small = max(self.one.size, self.two.size) <= SMALL
-        workers = 1 if small else default_workers()
+        workers = 1 if small else default_workers(self.one, self.two)
         try:
             run(self._pieces(pairs), self._compare_piece, workers=workers, meter=self.meter)
         except _Stop:

@@ -246,7 +246,7 @@ class _Conversion:
         if request.sparse_size > chunk:
             chunk = round_up(request.sparse_size, CHUNK)
         items = chunks(self._rows(policy), chunk, size, long_clear=long_clear(image))
-        workers = 1 if size <= SMALL else min(request.workers, default_workers())
+        workers = 1 if size <= SMALL else min(request.workers, default_workers(*self.source.disks, image))
         if request.rate_limit:
             workers = 1
         meter.tick()

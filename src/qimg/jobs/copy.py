@@ -301,15 +301,18 @@ class Copier:
             turn.take()
         places: list[Extent] = []
         start = 0
+        at_once = self.image.zeroes_at_once
         try:
             with self._image_lock:
-                for start, length in zeros:
+                for start, length in () if at_once else zeros:
                     self.image.mark_zero(start, length)
                 for start, length in units:
                     places.extend(self.image.allocate(start, length))
+            turn.done()
+            for start, length in zeros if at_once else ():
+                self.image.mark_zero(start, length)
         except StorageError as error:
             raise writing_error(start, error) from error
-        turn.done()
         return places
 
     def _write(self, place: Extent, start: int, part: memoryview) -> None:

@@ -152,7 +152,7 @@ def _copy(source: _Part, image: Image, meter: Meter) -> None:
 
     copier = Copier(source, image, sparse=0, ordered=image.cluster_size is not None)
     items = chunks(_rows(source), CHUNK, image.size)
-    workers = 1 if source.size <= SMALL else default_workers()
+    workers = 1 if source.size <= SMALL else default_workers(*source.disks, image)
     try:
         run(items, copier, workers=workers, meter=meter)
     except StorageError as error:

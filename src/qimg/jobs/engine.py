@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Protocol
 
+    from qimg.formats.base import Image
+    from qimg.graph.disk import Disk
     from qimg.jobs.progress import Progress
 
     class Turn(Protocol):
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 #: How often a waiting job looks at `cancelled`, in seconds.
 _POLL = 0.1
+#: Requests on the way to a server.
+REMOTE_WORKERS = 16
 #: Worker threads need little stack: what they call is not deep, and address space may be limited.
 _STACK = 512 << 10
 
@@ -71,8 +75,11 @@ class Meter:
             raise Cancelled
 
 
-def default_workers() -> int:
-    """Threads that keep the processors of this machine busy with work that releases the GIL."""
+def default_workers(*disks: Disk | Image) -> int:
+    """Threads that keep the processors of this machine busy with work that releases the GIL; or where one of
+    `disks` is reached over a network, so many requests on the way that nobody waits for one answer."""
+    if any(disk.remote for disk in disks):
+        return REMOTE_WORKERS
     return max(2, min(16, len(os.sched_getaffinity(0))))
 
 

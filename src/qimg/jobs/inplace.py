@@ -56,7 +56,7 @@ class InPlace:
         self._image = image
         self._flush = flush or image.flush
         self._meter = meter
-        self._workers = 1 if rate else workers or (1 if image.size <= SMALL else default_workers() + 1)
+        self._workers = 1 if rate else workers or (1 if image.size <= SMALL else default_workers(image) + 1)
         self._rate = rate
 
     def run(self, items: Iterator[Item], work: Callable[[Item, Turn], int]) -> None:
