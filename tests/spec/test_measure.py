@@ -195,6 +195,7 @@ measure -fqcow2 -Oqcow2 plain.q
 
 CASES = [line for table in (SIZES, OPTIONS, SOURCES) for line in lines(table)]
 
+
 def _refused(row: int, reason: str, line: str) -> Different:
     return Different(row, reason, 1, f"qemu-img: {line}\n", "")
 
