@@ -56,6 +56,8 @@ def whole(storage: Storage, start: int, length: int) -> list[Extent]:
 class StorageSuite:
     """Subclass it and define `make`."""
 
+    #: Sequences of requests that are tried; each makes a place.
+    examples = EXAMPLES
     #: `resize` and writes past the end lengthen the place.
     grows = True
     #: Whole blocks of `hole` bytes never written to are reported as ZERO; None: holes are not known.
@@ -240,7 +242,7 @@ class StorageSuite:
 
     def test_any_sequence_of_requests_agrees_with_a_string_of_bytes(self, tmp_path: Path) -> None:
         @settings(
-            max_examples=EXAMPLES,
+            max_examples=self.examples,
             deadline=None,
             database=None,
             suppress_health_check=[HealthCheck.too_slow],

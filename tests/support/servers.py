@@ -9,18 +9,19 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 from typing import NamedTuple
 
 from support import peers
 
 #: Seconds until a server that does not answer counts as one that did not start.
 START = 20.0
+_FTP_SERVER = Path(__file__).parent / "ftp_server.py"
 
 
 def free_port() -> int:
@@ -173,35 +174,18 @@ def vsftpd() -> Iterator[tuple[Path, str]]:
 
 @contextmanager
 def ftp_with_passwords(*, tls: bool = False) -> Iterator[tuple[Path, str]]:
-    """An FTP server in this process, for user u with password p; with `tls` inside TLS from the start."""
-    from pyftpdlib.authorizers import DummyAuthorizer
-    from pyftpdlib.handlers import FTPHandler, TLS_FTPHandler
-    from pyftpdlib.servers import ThreadedFTPServer
-
-    class Implicit(TLS_FTPHandler):  # type: ignore[misc]
-        def handle(self) -> None:
-            self.secure_connection(self.ssl_context)
-
-        def handle_ssl_established(self) -> None:
-            FTPHandler.handle(self)
-
+    """An FTP server (pyftpdlib) for user u with password p; with `tls` inside TLS from the first byte on."""
     with folder() as top:
-        make_certificate(top)
-        (top / "ftp").mkdir()
-        users = DummyAuthorizer()
-        users.add_user("u", "p", str(top / "ftp"))
-        # A class of its own, for the settings are the class's.
-        handler = type("Handler", (Implicit if tls else FTPHandler,), {"authorizer": users})
+        root, pem = top / "ftp", top / "server.pem"
+        root.mkdir()
         if tls:
-            handler.certfile = str(top / "server-cert.pem")  # type: ignore[attr-defined]
-            handler.keyfile = str(top / "server-key.pem")  # type: ignore[attr-defined]
-        server = ThreadedFTPServer(("127.0.0.1", 0), handler)
-        thread = Thread(target=server.serve_forever, kwargs={"handle_exit": False}, daemon=True)
-        thread.start()
-        try:
-            yield top / "ftp", f"{'ftps' if tls else 'ftp'}://127.0.0.1:{server.address[1]}"
-        finally:
-            server.close_all()
+            make_certificate(top)
+            pem.write_text("".join((top / f"server-{name}.pem").read_text() for name in ("key", "cert")))
+        port = free_port()
+        # Without the warnings: what it is made of is deprecated in Python 3.11.
+        command = (sys.executable, "-W", "ignore", _FTP_SERVER, root, str(port), *((pem,) if tls else ()))
+        with running(command, lambda: answers(port), top / "ftp.log"):
+            yield root, f"{'ftps' if tls else 'ftp'}://127.0.0.1:{port}"
 
 
 class Ssh(NamedTuple):

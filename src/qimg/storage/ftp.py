@@ -189,9 +189,11 @@ class FtpSession(Session):
         began = time.monotonic()
         try:
             control.connect(host, port)
-        except (TimeoutError, ssl.SSLError):
+        except (TimeoutError, ssl.SSLError, EOFError, ftplib.Error):
+            control.close()
             raise
         except OSError as error:
+            control.close()
             took = int(1000 * (time.monotonic() - began))
             raise Interrupted(connect_words(host, port, error, took), connected=False) from error
         return control

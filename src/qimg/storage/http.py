@@ -32,6 +32,7 @@ _PARTIAL, _NOT_SATISFIABLE = 206, 416
 _MAX_UNWANTED = 1 << 16
 #: Characters that stay as they are in the path and query of a URL; what is quoted already stays so.
 _PLAIN = "/?%:@!$&'()*+,;=-._~[]|^`{}\\\"<>#"
+_BAD_URL = "URL using bad/illegal format or missing URL"
 _NO_RANGES = "Server does not support 'range' (byte ranges)."
 
 
@@ -63,7 +64,6 @@ class HttpSession(Session):
         import http.client
         import ssl
 
-        words = "Recv failure"
         try:
             return self._read(view, offset)
         except ssl.SSLCertVerificationError as error:
@@ -72,12 +72,10 @@ class HttpSession(Session):
             raise Interrupted("Operation timed out") from error
         except http.client.RemoteDisconnected as error:
             raise Interrupted("Empty reply from server") from error
-        except http.client.InvalidURL as error:
-            raise failed("URL using bad/illegal format or missing URL") from error
         except (http.client.HTTPException, ValueError) as error:
             raise failed(f"The server's answer makes no sense ({type(error).__name__})") from error
         except OSError as error:
-            raise Interrupted(f"{words}: {error.strerror or type(error).__name__}") from error
+            raise Interrupted(f"Recv failure: {error.strerror or type(error).__name__}") from error
 
     def close(self) -> None:
         for connection in self._connections.values():
@@ -113,7 +111,10 @@ class HttpSession(Session):
     def _redirected(self, url: SplitResult, target: str) -> SplitResult:
         from urllib.parse import urljoin
 
-        new = _split(urljoin(url.geturl(), target))
+        try:
+            new = _split(urljoin(url.geturl(), target))
+        except ValueError:
+            raise failed(_BAD_URL) from None
         if new.scheme not in _PORTS:
             raise failed(f"Protocol '{new.scheme}' not supported in a redirect")
         if url.scheme == "https" and new.scheme == "http":
@@ -259,15 +260,17 @@ def _split(url: str) -> SplitResult:
 
     try:
         parts = urlsplit(url)
-        _ = parts.port
+        valid = parts.port != 0 and not any(letter <= " " or letter == "\x7f" for letter in url)
     except ValueError:
-        raise failed("URL using bad/illegal format or missing URL") from None
+        valid = False
+    if not valid:
+        raise failed(_BAD_URL)
     return parts
 
 
 def _origin(url: SplitResult) -> Origin:
     if not url.hostname:
-        raise failed("URL using bad/illegal format or missing URL")
+        raise failed(_BAD_URL)
     return url.scheme, url.hostname, url.port or _PORTS[url.scheme]
 
 
@@ -281,7 +284,7 @@ def _target(url: SplitResult) -> str:
     from urllib.parse import quote
 
     query = f"?{url.query}" if url.query else ""
-    return quote((url.path or "/") + query, safe=_PLAIN + " ")
+    return quote((url.path or "/") + query, safe=_PLAIN)
 
 
 def _login_of(url: SplitResult) -> tuple[bytes, bytes] | None:

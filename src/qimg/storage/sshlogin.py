@@ -82,7 +82,7 @@ async def connect(place: Place) -> asyncssh.SSHClientConnection:
         raise _denied(client.refusal or _stranger(place, known)) from error
     except asyncssh.PermissionDenied as error:
         raise _denied(_NO_LOGIN) from error
-    except asyncssh.Error as error:
+    except (asyncssh.Error, BrokenPipeError, ConnectionResetError) as error:
         raise _denied(f"failed to establish SSH session: {printable(error)}") from error
     except socket.gaierror as error:
         message = f"address resolution failed for {place.host}:{place.port}: {error.strerror}"
@@ -95,7 +95,8 @@ async def connect(place: Place) -> asyncssh.SSHClientConnection:
 
 def printable(error: Exception) -> str:
     """What an error says, fit for a terminal: a server may have chosen the words."""
-    words = getattr(error, "reason", "") or str(error) or type(error).__name__
+    words = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+    words = words or type(error).__name__
     return "".join(letter if letter.isprintable() else "?" for letter in words[:_MAX_WORDS])
 
 
