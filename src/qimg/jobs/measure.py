@@ -80,6 +80,7 @@ def _measure(
     except QimgError as error:
         raise OptionsRefused(str(error), hint=error.hint) from error
     runs = None if source is None else data_runs(source)
+    driver.check_secrets(values, context)
     try:
         return driver.measure(MeasureSource(size, runs, bitmaps), values)
     except (StorageError, CorruptImage) as error:

@@ -1,13 +1,14 @@
 """Other values for options of creation (qcow2 sheet, section 17), and another backing file.
 
 Everything is checked first: `_Plan` knows the image as it is and as it is to be. Then come the changes in
-the order of the sheet, each whole or not there after a power cut: upgrade, refcount width, what stands in the
-header only, size, downgrade.
+the order of the sheet, each whole or not there after a power cut: keys, upgrade, refcount width, what stands
+in the header only, size, downgrade.
 """
 
 from __future__ import annotations
 
 from qimg.errors import LimitError, NotSupported, OptionError
+from qimg.formats.qcow2.encryption import PREFIX, change_keys
 from qimg.formats.qcow2.header import parse
 from qimg.formats.qcow2.refcounts import counters_per_block, unpack_counts
 from qimg.formats.qcow2.resize import ResizeChanges, check_resize
@@ -15,6 +16,7 @@ from qimg.formats.qcow2.snapshot import V3_EXTRA, read_snapshots
 from qimg.formats.qcow2.structs import (
     AUTOCLEAR_DATA_FILE_RAW,
     COMPAT_LAZY_REFCOUNTS,
+    CRYPT_LUKS,
     MAX_BACKING_FORMAT,
     MAX_BACKING_NAME,
     NO_ICOUNT,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _VERSIONS = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
 _NEEDS_V3 = "(use compat=1.1 or greater)"
+_STATE = "encrypt.state"
 
 
 class AmendChanges:
@@ -45,12 +48,15 @@ class AmendChanges:
         image: WritableQcow2,
         options: dict[str, Value],
         *,
-        force: bool = False,  # noqa: ARG004 - about keys only
+        force: bool = False,
         progress: Callable[[int, int], None],
     ) -> None:
         """`Image.amend`. `options["size"]` may be a GuestSize."""
         plan = _Plan(image, options)
         plan.check()
+        if plan.keys:
+            # First: what else is to be refused of it is refused before the first change.
+            change_keys(image, options, force=force)
         image.begin()
         plan.carry_out(progress)
 
@@ -90,6 +96,8 @@ class _Plan:
         self.bits = int(options.get("refcount_bits", 1 << image.header.header.refcount_order))
         given = options.get("size") or image.size
         self.size = given if isinstance(given, GuestSize) else GuestSize(given)
+        #: Key slots change.
+        self.keys = any(name.startswith(PREFIX) for name in options)
 
     # -- checks, in the order in which the real program comes upon them
 
@@ -124,11 +132,12 @@ class _Plan:
             self.version = _VERSIONS[level]
 
     def _check_encryption(self) -> None:
-        if not any(name.startswith("encrypt.") for name in self.options):
+        if not self.keys:
             return
-        if self.image.encrypted:
-            raise NotSupported("Changing the keys of encrypted qcow2 images is not supported yet")
-        raise OptionError("Can't amend encryption options - encryption not present", option="encrypt.state")
+        if not self.image.encrypted:
+            raise OptionError("Can't amend encryption options - encryption not present", option=_STATE)
+        if self.image.header.header.crypt_method != CRYPT_LUKS:
+            raise OptionError("Only LUKS encryption options can be amended", option=_STATE)
 
     def _check_data_file(self) -> None:
         header = self.image.header

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from qimg.context import Notice
-from qimg.errors import LimitError, NotSupported, OptionError
+from qimg.errors import LimitError, OptionError
 from qimg.formats.base import Image
-from qimg.formats.protection import AES_WARNING, KEY_OPTION, legacy_aes, require_key
+from qimg.formats.protection import KEY_OPTION, require_key
 from qimg.formats.qcow2.create_options import CREATE_OPTIONS, ENCRYPTION_OPTIONS
+from qimg.formats.qcow2.encryption import PREFIX, check_new_luks, new_protection
 from qimg.formats.qcow2.header import ParsedHeader
 from qimg.formats.qcow2.structs import (
     AUTOCLEAR_DATA_FILE_RAW,
@@ -25,6 +25,7 @@ from qimg.formats.qcow2.structs import (
     MAX_L1_BYTES,
     MIN_CLUSTER_BITS,
     MIN_EXTENDED_L2_CLUSTER,
+    CryptoPointer,
     Header,
 )
 from qimg.units import INT64_MAX, SECTOR, round_up
@@ -124,7 +125,11 @@ class Settings:
             return None
         if kind not in ("aes", "luks"):
             raise OptionError(f"Parameter 'format' does not accept value '{kind}'", option="encrypt.format")
-        if kind == "aes":
+        if kind == "luks":
+            from qimg.formats.keyslots import scheme
+
+            scheme(self._values, PREFIX)
+        else:
             known = ("encryption", "encrypt.format", KEY_OPTION)
             for name in given:
                 if name not in known:
@@ -234,6 +239,8 @@ class Settings:
             autoclear_features=AUTOCLEAR_DATA_FILE_RAW if self.raw else 0,
         )
         header = ParsedHeader(fixed, data_file_name=_encoded(self.data_file))
+        if self.encryption == "luks":
+            header.crypto = CryptoPointer()  # room for it has to be there
         self._fits(header, "Could not update qcow2 header")
         if self.backing_name is not None:
             header.backing_name = _encoded(self.backing_name)
@@ -264,6 +271,8 @@ def validate_create(size: int, options: dict[str, Value]) -> None:
     settings.header()
     if settings.encryption is not None:
         require_key(options)
+    if settings.encryption == "luks":
+        check_new_luks(options)
 
 
 def create(file: Storage, size: int, options: dict[str, Value], help: CreateHelp) -> Image:
@@ -281,15 +290,12 @@ def create(file: Storage, size: int, options: dict[str, Value], help: CreateHelp
         mode = settings.preallocation if settings.preallocation in ("falloc", "full") else "off"
         data_file = help.open_data_file(settings.data_file, settings.size, mode)
     try:
-        protection = None
-        if settings.encryption == "luks":
-            raise NotSupported("LUKS is not supported yet")
-        if settings.encryption == "aes":
-            protection = legacy_aes(help.context.secret(require_key(options)))
-            help.context.warn(Notice(AES_WARNING))
+        protection, luks = new_protection(settings.encryption, options, help.context)
         image = FreshImage(file, header, data_file, protection)
         if settings.preallocation != "off" or settings.raw:
             image.preallocate("metadata" if settings.preallocation == "off" else settings.preallocation)
+        if luks is not None:
+            image.place_luks_header(luks)
     except BaseException:
         if data_file is not None:
             data_file.close()

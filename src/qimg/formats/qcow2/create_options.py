@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qimg.formats.keyslots import creation_options
 from qimg.options import BOOL, NUM, SIZE, STR, Option
 
 DEFAULT_CLUSTER_SIZE = 65536
@@ -12,12 +13,7 @@ ENCRYPTION_OPTIONS = (
     Option("encryption", BOOL, None, "Old spelling of encrypt.format=aes"),
     Option("encrypt.format", STR, None, "Encrypt the guest data: 'luks', or the obsolete 'aes'"),
     Option("encrypt.key-secret", STR, None, "ID of the secret object that holds the passphrase"),
-    Option("encrypt.cipher-alg", STR, None, "LUKS: cipher"),
-    Option("encrypt.cipher-mode", STR, None, "LUKS: mode of the cipher"),
-    Option("encrypt.ivgen-alg", STR, None, "LUKS: how initialisation vectors are made"),
-    Option("encrypt.ivgen-hash-alg", STR, None, "LUKS: hash used in making initialisation vectors"),
-    Option("encrypt.hash-alg", STR, None, "LUKS: hash of the key derivation"),
-    Option("encrypt.iter-time", NUM, None, "LUKS: time to spend on deriving a key, in milliseconds"),
+    *creation_options("encrypt."),
 )
 
 CREATE_OPTIONS: tuple[Option, ...] = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qimg.formats.base import Format
-from qimg.formats.protection import require_key
+from qimg.formats.protection import KEY_OPTION
 from qimg.formats.qcow2.amend_options import AMEND_OPTIONS
 from qimg.formats.qcow2.create_options import CREATE_OPTIONS
 from qimg.formats.qcow2.open_options import OPEN_OPTIONS, check_open_options
@@ -71,8 +71,8 @@ class Qcow2(Format):
         validate_create(size, options)
 
     def check_secrets(self, options: dict[str, Value], context: Context) -> None:
-        if options.get("encryption") or "encrypt.format" in options:
-            context.secret(require_key(options))
+        if KEY_OPTION in options:
+            context.secret(str(options[KEY_OPTION]))
 
     def create(self, file: Storage, size: int, options: dict[str, Value], help: CreateHelp) -> Image:
         from qimg.formats.qcow2.create import create

@@ -42,6 +42,7 @@ class Qcow2Image(Image):
         self.file = file
         self.header = header
         self.context = context
+        self.options: dict[str, Value] = {}  # those of opening
         self.size = header.virtual_size
         self.cluster_size: int = header.cluster_size
         self.granularity = header.cluster_size // 32 if header.extended_l2 else header.cluster_size
@@ -84,6 +85,7 @@ class Qcow2Image(Image):
         if header.has_data_file and not (for_info or data_file_given or header.data_file_name):
             raise FormatError("'data-file' is required for this image", file=file.name)
         image = cls(file, header, context)
+        image.options = options
         if image.encrypted:
             from qimg.formats.qcow2.encryption import protect
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qimg.errors import OptionError, QimgError
 from qimg.formats.base import Measure
+from qimg.formats.protection import require_key
 from qimg.formats.qcow2.bitmap_rules import ceil_div, table_entries
 from qimg.formats.qcow2.create_options import DEFAULT_CLUSTER_SIZE, DEFAULT_REFCOUNT_BITS
 from qimg.formats.qcow2.structs import (
@@ -43,6 +44,7 @@ def measure(source: MeasureSource, options: dict[str, Value]) -> Measure:
     bitmaps = None
     if source.bitmaps is not None and shape.version >= 3:
         bitmaps = shape.bitmaps(size, source.bitmaps)
+    metadata += shape.luks
     return Measure(metadata + required, metadata + data, bitmaps)
 
 
@@ -59,7 +61,8 @@ class _Shape:
             raise OptionError(f"invalid parameter value: {mode}", option="preallocation")
         #: Space for every guest cluster is taken at once.
         self.all_data = mode in ("falloc", "full")
-        _check_encryption(options)
+        #: Bytes of the clusters of a LUKS header.
+        self.luks = round_up(_luks_bytes(options), self.cluster_size)
 
     def check_size(self, size: int) -> None:
         """Raise QimgError for a disk whose L1 table would be too large."""
@@ -133,11 +136,10 @@ def _refcount_bits(options: dict[str, Value], version: int) -> int:
     return bits
 
 
-def _check_encryption(options: dict[str, Value]) -> None:
+def _luks_bytes(options: dict[str, Value]) -> int:
     if options.get("encrypt.format") != "luks":
-        return  # the obsolete method takes no space
-    if "encrypt.key-secret" not in options:
-        raise OptionError(
-            "Parameter 'encrypt.key-secret' is required for cipher", option="encrypt.key-secret"
-        )
-    raise OptionError("Encryption is not supported yet", option="encrypt.format")
+        return 0  # the obsolete method takes no space
+    from qimg.formats.qcow2.encryption import check_new_luks
+
+    require_key(options)
+    return check_new_luks(options)

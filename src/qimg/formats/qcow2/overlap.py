@@ -57,6 +57,8 @@ def _single(image: WritableQcow2) -> Iterator[tuple[int, int, str]]:
     yield header.l1_table_offset, header.l1_size * 8, "active L1 table"
     table = header.refcount_table_clusters * parsed.cluster_size
     yield header.refcount_table_offset, table, "refcount table"
+    if parsed.crypto is not None:
+        yield parsed.crypto.offset, parsed.crypto.length, "LUKS header"
     if header.nb_snapshots:
         yield header.snapshots_offset, image.snapshot_table().length, "snapshot table"
     if parsed.bitmaps is not None:
