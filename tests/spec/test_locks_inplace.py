@@ -22,7 +22,7 @@ from qimg.storage.base import Filter, Storage
 from support import peers, release7
 from support.faults import opened_through
 from support.holders import qemu_io_holding, qemu_nbd_serving
-from support.run import Result, command, run_peer, run_qimg, run_qimg_inprocess, run_real
+from support.run import Result, command, run_peer, run_qimg, run_qimg_inprocess, run_real, start
 
 pytestmark = pytest.mark.peer("qemu-img", "qemu-io", "qemu-nbd")
 
@@ -461,7 +461,7 @@ def test_while_it_works_it_holds_what_the_same_command_of_the_real_program_holds
 ) -> None:
     """The real one is slow, or slowed down; real programs come while it runs, and while ours does."""
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    process = subprocess.Popen(
+    process = start(
         [peers.need("qemu-img"), *line.split()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
@@ -488,7 +488,7 @@ def test_while_it_works_it_holds_what_the_same_command_of_the_real_program_holds
 def test_two_of_ours_keep_each_other_out(folder: Path) -> None:
     """Also as two processes."""
     endless = ["bench", "-w", "-c", "2000000000", "a.q"]
-    process = subprocess.Popen([*command(), *endless], stdout=subprocess.PIPE)
+    process = start([*command(), *endless], stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
         assert process.stdout.readline().startswith(b"Sending")

@@ -22,7 +22,7 @@ import pytest
 
 from support import peers
 from support.build import build, io, real_content, write_raw
-from support.run import command, run_real
+from support.run import command, run_real, start
 
 pytestmark = pytest.mark.peer("qemu-img", "qemu-io")
 
@@ -248,17 +248,15 @@ def wait_until_it_works(process: subprocess.Popen[bytes], since: int, *, writes:
 )
 def test_it_ends_as_the_real_program_does(words: str, number: signal.Signals, folder: Path) -> None:
     ends = []
-    for start in ([peers.need("qemu-img")], command()):
+    for program in ([peers.need("qemu-img")], command()):
         since = newest()
-        process = subprocess.Popen(
-            [*start, *words.split()], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+        process = start([*program, *words.split()], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         wait_until_it_works(process, since, writes="bench -c" not in words)
         process.send_signal(number)
         _, err = process.communicate(timeout=20)
         ends.append((process.returncode, err))
         assert run_real(["check", "-q", "a.q"]).code in (0, 3)
-        if start[0] == peers.need("qemu-img"):
+        if program[0] == peers.need("qemu-img"):
             # A bitmap in use is left inconsistent by the real program, which then takes the image no more.
             run_real(["bitmap", "--remove", "a.q", "one"])
     assert ends == [(-number, b"")] * 2
@@ -270,7 +268,7 @@ def test_it_ends_as_the_real_program_does(words: str, number: signal.Signals, fo
 )
 def test_a_signal_that_asks_for_a_report_ends_nothing(words: str, folder: Path) -> None:
     since = newest()
-    process = subprocess.Popen([*command(), *words.split()], stdout=subprocess.DEVNULL)
+    process = start([*command(), *words.split()], stdout=subprocess.DEVNULL)
     try:
         wait_until_it_works(process, since)
         for _ in range(3):
@@ -287,7 +285,7 @@ def test_an_interrupt_that_is_ignored_stays_ignored(folder: Path) -> None:
     words = [*command(), "bench", "-w", "-c", "2000000000", "plain.q"]
     shell = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
     since = newest()
-    process = subprocess.Popen([*shell, *words], stdout=subprocess.DEVNULL)
+    process = start([*shell, *words], stdout=subprocess.DEVNULL)
     try:
         wait_until_it_works(process, since)
         process.send_signal(signal.SIGINT)
@@ -303,7 +301,7 @@ def test_an_interrupt_in_the_library_leaves_a_sound_image(folder: Path) -> None:
     """There it is Python's KeyboardInterrupt; what has been written by then is kept."""
     program = "import qimg; qimg.bench('plain.q', count=2 * 10**9, write=True)"
     since = newest()
-    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
+    process = start([sys.executable, "-c", program], stderr=subprocess.PIPE)
     wait_until_it_works(process, since)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)

@@ -6,6 +6,7 @@ run_qimg            ours as a process: slow (an interpreter start), for what onl
                     signals, locks against ourselves, exit at a closed stdout, start-up
 run_qimg_inprocess  ours by calling ``qimg.cli.main.main``: quick, what most differential tests use
 run_both            the real one and ours (in process) with the same words, each in its own folder
+start               any program, in the background
 =================== ===================================================================================
 
 All take the words after the program's name and give a `Result`. Output is text in which undecodable bytes
@@ -225,3 +226,10 @@ def run_both(args: Sequence[Word], real_dir: Path, our_dir: Path) -> Both:
     commands that write nothing the two folders may be the same.
     """
     return Both(run_real(args, real_dir), run_qimg_inprocess(args, our_dir), real_dir, our_dir)
+
+
+def start(words: Sequence[str], **pipes: int) -> subprocess.Popen[bytes]:
+    """A program that goes on in the background, and that ends with this process however that ends: some of
+    those that tests start would run for hours."""
+    tied = ["setpriv", "--pdeathsig", "KILL", *words]
+    return subprocess.Popen(tied, **pipes)  # type: ignore[call-overload, no-any-return]
