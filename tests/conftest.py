@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("peer"):
         for program in mark.args:
             peers.need(program)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """What goes to a regular file need not reach the disk: power cuts are played from recorded barriers
+    (`support.crash`), and everybody else sees the page cache. A device may be a view of another file, and is
+    flushed."""
+    flush = os.fdatasync
+
+    def fdatasync(fd: int) -> None:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            flush(fd)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fdatasync", fdatasync)
+        yield
 
 
 @pytest.fixture

@@ -467,7 +467,7 @@ def test_bitmaps_follow_a_resize(resize: str, cluster: str, pair: tuple[Path, Pa
         create -q -f qcow2 -o cluster_size={cluster} a.q 65M
         bitmap --add -g 1M a.q coarse
         bitmap --add -g 4k a.q fine
-        io a.q 'write 0 64k' 'write 32M 33M'
+        io a.q 'write 0 64k' 'write 32M 2M' 'write 64M 1M'
         bitmap --disable a.q fine
         """.splitlines():
         if line.strip():
