@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import binascii
-import hashlib
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ from qimg.context import Context, Notice
 from qimg.errors import LocationError, NotSupported, OptionError, QimgError, StorageError
 from qimg.storage.ssh import SshFile
 from support.build import pattern
-from support.servers import Ssh, sshd
+from support.servers import Ssh, digest, sshd
 
 SIZE = 3 << 20
 CONTENT = pattern("S", 0, SIZE)
@@ -42,12 +40,6 @@ def client(server: Ssh, monkeypatch: pytest.MonkeyPatch) -> Ssh:
 
 def opened(name: str, **how) -> SshFile:
     return SshFile.from_options(SshFile.parse(name), **how)
-
-
-def digest(server: Ssh, kind: str) -> str:
-    """The host key's fingerprint in hexadecimal, reckoned from its file."""
-    blob = binascii.a2b_base64(server.host_key.read_text().split()[1])
-    return hashlib.new(kind, blob).hexdigest()
 
 
 # -- names and options

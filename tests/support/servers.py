@@ -5,6 +5,8 @@ Each is a context manager over a folder that it serves, on ports of 127.0.0.1 th
 
 from __future__ import annotations
 
+import binascii
+import hashlib
 import os
 import shutil
 import socket
@@ -201,6 +203,12 @@ class Ssh(NamedTuple):
         """Of a file in `root`; `check`: the value of host_key_check, None: without."""
         query = "" if check is None else f"?host_key_check={check}"
         return f"ssh://127.0.0.1:{self.port}{self.root}/{name}{query}"
+
+
+def digest(server: Ssh, kind: str) -> str:
+    """The host key's fingerprint in hexadecimal, reckoned from its file."""
+    blob = binascii.a2b_base64(server.host_key.read_text().split()[1])
+    return hashlib.new(kind, blob).hexdigest()
 
 
 @contextmanager

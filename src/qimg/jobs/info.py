@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qimg.storage.base import Storage
 
 #: Protocols that do not say whether they are dirty.
-_TELL_NOTHING = ("nbd", "null-aio", "null-co", "vvfat")
+_TELL_NOTHING = ("ftp", "ftps", "http", "https", "nbd", "null-aio", "null-co", "ssh", "vvfat")
 
 
 class ImageInfo:

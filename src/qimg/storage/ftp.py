@@ -30,6 +30,7 @@ class FtpFile(WebFile):
     """A file behind ``ftp://``."""
 
     driver = "ftp"
+    several = False
 
     def __init__(self, access: Access, readahead: int) -> None:
         self._turn = allocate_lock()

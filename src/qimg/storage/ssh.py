@@ -94,7 +94,7 @@ class SshFile(Storage):
         self.name = name
         self.writable = writable
         self.created = file.created
-        self.limits = Limits(fast_zero=False)
+        self.limits = Limits(fast_zero=False, remote=True)
         self._file = file
         self._size = file.size
         self._growing = allocate_lock()
