@@ -98,8 +98,8 @@ class _Parser:
 
     def _material(self, number: int) -> tuple[int, int]:
         """First sector of a slot's material, and the one behind it."""
-        start = self.slots[number].material_sector
-        return start, start + -(-self.header.key_bytes * STRIPES // SECTOR)
+        slot = self.slots[number]
+        return slot.material_sector, slot.material_sector + -(-self.header.key_bytes * slot.stripes // SECTOR)
 
     def _scheme(self) -> Scheme:
         """The names in the header, which have to be ones that mean something."""
@@ -126,12 +126,8 @@ class _Parser:
             yield f"Hash algorithm '{ivgen_hash}' not supported", "cipher_mode"
         if mode not in names.MODES:
             yield f"Cipher mode '{mode}' not supported", "cipher_mode"
-        size = self.header.key_bytes
-        if mode == "xts":
-            if size % 2:
-                yield f"XTS cipher key length should be a multiple of 2, not {size}", "key_bytes"
-            size //= 2
-        if not names.known(family, size):
+        size = self.header.key_bytes // (2 if mode == "xts" else 1)
+        if not names.known(family, size) or self.header.key_bytes % 2:
             yield f"Algorithm '{family}' with key size {size} bytes not supported", "cipher_name"
         if ivgen not in names.IV_GENERATORS:
             yield f"IV generator '{ivgen}' not supported", "cipher_mode"

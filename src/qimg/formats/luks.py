@@ -96,9 +96,10 @@ class LuksImage(Image):
 
     def _measure_payload(self) -> None:
         """Set the size from the file's length. Raises StorageError."""
-        if self._payload > self.file.size:
+        whole = round_up(self.file.size, SECTOR)
+        if self._payload > whole:
             raise StorageError("Could not refresh total sector count: Input/output error", errno=errno.EIO)
-        self.size = round_up(self.file.size - self._payload, SECTOR)
+        self.size = whole - self._payload
 
     def format_specific(self) -> dict[str, object]:
         return self._header.format_specific(detached=self._attached is not None)
