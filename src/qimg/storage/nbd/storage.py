@@ -157,7 +157,7 @@ class NbdStorage(Storage):
     def _check(self, bitmap: Value | None) -> None:
         """Whether the export can serve for this. Raises StorageError, OptionError."""
         if self.writable and self._export.can(wire.READ_ONLY):
-            raise StorageError("request on write denied without write permission", errno=errno.EACCES)
+            raise StorageError("NBD export is read-only", errno=errno.EACCES)
         if bitmap is not None and self._export.context is None:
             raise OptionError(f"requested x-dirty-bitmap {bitmap} not found", option="x-dirty-bitmap")
 
@@ -285,7 +285,8 @@ class NbdStorage(Storage):
     def _states(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """(length, flags of an extent) of runs from `start` on, of the first few at least."""
         low, high = self._blocks(start, end - start)
-        request = Request(wire.CMD_BLOCK_STATUS, low, min(high - low, _MAX_STATUS))
+        longest = high - low if self._export.extended else _MAX_STATUS
+        request = Request(wire.CMD_BLOCK_STATUS, low, min(high - low, longest))
         self._client.perform(request)
         before = start - low
         for size, state in request.states:
