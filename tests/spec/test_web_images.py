@@ -230,6 +230,18 @@ def test_passwords_in_urls_are_used_and_never_shown(web: Web, line: str) -> None
     )
 
 
+@pytest.mark.peer("nginx", "openssl")
+def test_passwords_of_backing_files_are_used_and_never_shown(web: Web, work: Path) -> None:
+    url = web.url.replace("//", "//u:p@") + "/auth/hd/overlay.qcow2"
+    words = ["create", "-f", "qcow2", "-b", url, "-F", "qcow2", "top.qcow2"]
+    commands = (["info", "--backing-chain"], ["info", "--backing-chain", "--output=json"], ["map"])
+    shown = [run_qimg_inprocess(words).ok().out]
+    shown += [run_qimg_inprocess([*command, "top.qcow2"]).ok().out for command in commands]
+    assert all("u:***@" in text and "u:p@" not in text for text in shown)
+    assert b"//u:p@" in Path("top.qcow2").read_bytes()
+    run_real(["compare", "top.qcow2", str(web.root / "hd" / "base.raw")]).ok()
+
+
 # -- ftp
 
 

@@ -59,9 +59,10 @@ def describe(layer: Layer) -> ImageInfo:
     found.encrypted = image.encrypted
     found.dirty = image.dirty
     if image.backing is not None:
-        found.backing_filename = image.backing.name
+        found.backing_filename = hide_passwords(image.backing.name)
         found.backing_format = image.backing.format
-        found.full_backing_filename = backing_location(image)
+        full_name = backing_location(image)
+        found.full_backing_filename = None if full_name is None else hide_passwords(full_name)
     found.snapshots = image.snapshots()
     found.format_specific = image.format_specific()
     below = describe_storage(image.file)
