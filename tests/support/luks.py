@@ -73,7 +73,7 @@ def io(path: Path, commands: Sequence[str], secret: str = "s") -> None:
 def content(path: Path, secret: str = "s", **more: str) -> bytes:
     """What the real program reads."""
     target = path.with_name(path.name + ".plain")
-    words = ["convert", *SECRETS, "--image-opts", opts(path, secret, **more), "-O", "raw", target]
+    words: list[Word] = ["convert", *SECRETS, "--image-opts", opts(path, secret, **more), "-O", "raw", target]
     run_real(words).ok()
     found = target.read_bytes()
     target.unlink()
@@ -83,7 +83,7 @@ def content(path: Path, secret: str = "s", **more: str) -> bytes:
 def our_content(path: Path, secret: str = "s", **more: str) -> bytes:
     """What ours reads."""
     target = path.with_name(path.name + ".ours")
-    words = ["convert", *SECRETS, "--image-opts", opts(path, secret, **more), "-O", "raw", target]
+    words: list[Word] = ["convert", *SECRETS, "--image-opts", opts(path, secret, **more), "-O", "raw", target]
     run_qimg_inprocess(words).ok()
     found = target.read_bytes()
     target.unlink()
