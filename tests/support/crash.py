@@ -49,6 +49,7 @@ from qimg.storage.base import Storage
 from qimg.storage.fault import CHANGE, WRITE, FaultStorage, Rule
 from qimg.storage.record import DISCARD, FLUSH, RESIZE, Event, RecordStorage
 from qimg.storage.record import WRITE as WRITTEN
+from support import secrets
 from support.faults import opened_through
 from support.run import run_real
 
@@ -266,7 +267,7 @@ def guest_content(path: Path, snapshot: str | None = None) -> bytes:
         format = _format(file.read(4))
     chosen = [] if snapshot is None else ["-l", f"snapshot.id={snapshot}"]
     target = path.with_name(path.name + ".guest")
-    run_real(["convert", "-f", format, *chosen, "-O", "raw", path, target], path.parent).ok()
+    run_real(["convert", *chosen, "-O", "raw", *secrets.words(path, format), target], path.parent).ok()
     content = target.read_bytes()
     target.unlink()
     return content
@@ -368,7 +369,8 @@ class Judge:
 
     def _check(self, name: str, *, dirty: bool, what: str) -> None:
         repair = ["-r", "all"] if dirty else []
-        checked = run_real(["check", "-f", "qcow2", *repair, name], self._place)
+        words = secrets.words(self._place / name, name=name)
+        checked = run_real(["check", *repair, *words], self._place)
         assert checked.code in (0, 3), f"{what}: {name}: check: {checked.code} {checked.out}{checked.err}"
 
 
@@ -433,7 +435,7 @@ def _at_end(folder: Path, names: Sequence[str], after: bytes | None) -> Contents
     """What the images hold after the operation; fails where the real program finds fault with them."""
     for name in names:
         if is_qcow2((folder / name).read_bytes()[:4]):
-            checked = run_real(["check", "-f", "qcow2", name], folder)
+            checked = run_real(["check", *secrets.words(folder / name, name=name)], folder)
             assert checked.code == 0, f"at the end: {name}: {checked.out}{checked.err}"
     at_end = Contents.of(folder, names)
     if after is not None:

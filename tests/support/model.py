@@ -14,12 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from qimg.context import Context, Notice
+from qimg.context import Notice
 from qimg.extent import MAPPED
 from qimg.formats.base import Image
 from qimg.graph.disk import Disk
-from qimg.graph.open import ImageSpec, open_disk
-from support import crash
+from qimg.graph.open import open_disk
+from support import crash, secrets
 from support.qcow2 import io as refusing_io
 from support.qcow2 import make
 from support.run import run_real
@@ -30,12 +30,12 @@ class Guest:
 
     Files are opened through the storage registry, so that `support.crash` can put filters around them."""
 
-    def __init__(self, path: Path, content: bytes | None = None) -> None:
-        """`content`: what the disk holds, else as the real program reads it."""
+    def __init__(self, path: Path, content: bytes | None = None, *, format: str = "qcow2") -> None:
+        """`content`: what the disk holds, else (qcow2) as the real program reads it."""
         self.content = bytearray(crash.guest_content(path) if content is None else content)
         self.notices: list[Notice] = []
-        spec = ImageSpec(str(path), format="qcow2")
-        self.disk: Disk = open_disk(spec, context=Context(self.notices.append), writable=True)
+        context = secrets.context(warn=self.notices.append)
+        self.disk: Disk = open_disk(secrets.spec(path, format), context=context, writable=True)
         self.image: Image = self.disk.top
         assert self.image.can_write
 
@@ -145,11 +145,13 @@ class Guest:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self.flush()
-        else:
-            self.image.abandon()
-        self.close()
+        try:
+            if kind is None:
+                self.flush()
+            else:
+                self.image.abandon()
+        finally:
+            self.close()
 
 
 # -- random changes
@@ -304,7 +306,7 @@ def scribble(path: Path, kind: Kind, chance: random.Random, count: int = 8) -> N
 
 def assert_holds(path: Path, content: bytes, *, leaks: bool = False) -> None:
     """The real program finds the image sound, and this in it."""
-    checked = run_real(["check", "-f", "qcow2", path.name], path.parent)
+    checked = run_real(["check", *secrets.words(path)], path.parent)
     assert checked.code in ((0, 3) if leaks else (0,)), checked.out + checked.err
     wrong = crash.difference(crash.guest_content(path), [bytes(content)], atomic=True)
     assert wrong is None, wrong

@@ -21,7 +21,7 @@ from qimg.formats.raw import Raw
 from qimg.graph.disk import Disk, Layer
 from qimg.jobs.map import disk_map
 from qimg.storage.posix import PosixFile
-from support import peers
+from support import peers, secrets
 
 Edit = tuple[int, bytes]
 
@@ -74,7 +74,7 @@ def make(path: Path, size: int | str, options: str = "", *more: str) -> Path:
 def io(path: Path, *commands: str) -> None:
     """qemu-io commands on an image; one that is refused does not matter (compressed over data, ...)."""
     words = [word for command in commands for word in ("-c", command)]
-    real("qemu-io", "-f", "qcow2", *words, path.name, cwd=path.parent, fail=True)
+    real("qemu-io", *words, *secrets.words(path), cwd=path.parent, fail=True)
 
 
 def scribble(path: Path, size: int, seed: int, *, count: int = 12, cluster: int = 0) -> None:
