@@ -135,7 +135,9 @@ def usage_failure(_: object, error: UsageError) -> CommandError:
 
 def format_name(text: str) -> str:
     """A format as ``-f``, ``-F`` and ``-O`` take it: ``vhd`` is another word for ``vpc``."""
-    return "vpc" if text == "vhd" else text
+    from qimg.formats.registry import own_name
+
+    return own_name(text)
 
 
 def one_operand_at_least(operands: list[str]) -> None:

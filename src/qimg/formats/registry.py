@@ -28,6 +28,9 @@ FORMATS: dict[str, str | None] = {
     "vpc": "qimg.formats.vpc.format:Vpc",
 }
 
+#: Accepted in place of a format's own name.
+ALIASES = {"vhd": "vpc"}
+
 _loaded: dict[str, Format] = {}
 
 
@@ -36,8 +39,14 @@ def supported() -> list[str]:
     return sorted(name for name, place in FORMATS.items() if place is not None)
 
 
+def own_name(name: str) -> str:
+    """`name`, or the name of the format that it is another word for."""
+    return ALIASES.get(name, name)
+
+
 def get(name: str) -> Format:
     """The format called `name`. Raises OptionError (no such driver), NotSupported (not written yet)."""
+    name = own_name(name)
     known = _loaded.get(name)
     if known is not None:
         return known

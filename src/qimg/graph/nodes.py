@@ -57,9 +57,6 @@ READ_DATA_FILE = (USE_READ, USE_ALL & ~USE_RESIZE)
 WRITE_DATA_FILE = (USE_READ | USE_WRITE | USE_RESIZE, USE_ALL & ~USE_RESIZE)
 CREATE = (USE_WRITE | USE_RESIZE, USE_ALL & ~USE_RESIZE)
 
-#: Accepted in place of a format's own name (decisions 8).
-ALIASES = {"vhd": "vpc"}
-
 # name -> (past the page cache, every write synchronous, flushes dropped); common sheet 12.
 _CACHE = {
     "none": (True, False, False),
@@ -655,7 +652,7 @@ def take_driver(location: Location) -> str | None:
     """Remove ``driver``; what is not a string counts as absent."""
     driver = location.text("driver")
     location.options.pop("driver", None)
-    return None if driver is None else ALIASES.get(driver, driver)
+    return None if driver is None else formats.own_name(driver)
 
 
 def value_text(value: Json) -> str | None:

@@ -56,6 +56,8 @@ def amend(
     with open_disk(spec, context=context, writable=True) as disk:
         format = _able(registry.get(disk.top.format_name))
         values = _values(format, options)
+        if "backing_fmt" in values:
+            values["backing_fmt"] = registry.own_name(str(values["backing_fmt"]))
 
         def report(done: int, total: int) -> None:
             if progress is not None:

@@ -139,6 +139,8 @@ def plan_target(
         if key not in by_name:
             raise NotSupported(f"{what} not supported for file format '{format}'")
         plan.values[key] = given
+    if "backing_fmt" in plan.values:
+        plan.values["backing_fmt"] = registry.own_name(str(plan.values["backing_fmt"]))
     return plan
 
 

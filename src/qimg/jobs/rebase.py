@@ -58,6 +58,8 @@ def rebase(
     backing file is opened. Raises QimgError; the image then has its old backing file and reads as before."""
     meter = Meter(progress, cancelled)
     meter.tick()
+    if backing_format is not None:
+        backing_format = formats.own_name(backing_format)
     with open_disk(spec, context=context, writable=True, backing=not unsafe) as disk:
         if backing_format is not None and not _is_driver(backing_format):
             raise OptionError(f"Invalid format name: '{backing_format}'", option="backing_fmt")
