@@ -7,22 +7,15 @@ and what was not cut off yet is a leak), then what the real program reads.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import qimg
 from qimg.context import Context
-from qimg.errors import QimgError
-from qimg.extent import clip
-from qimg.graph.open import ImageSpec, open_disk
-from qimg.storage.fault import CHANGE, FaultStorage, Rule
 from support import crash
+from support.batches import batches, failures
 from support.build import io, real_content, write_raw
-from support.faults import opened_through
 from support.run import run_real
 
 pytestmark = pytest.mark.peer("qemu-img", "qemu-io")
@@ -32,40 +25,6 @@ SIZE = 3 * MIB
 CLUSTERS = ("64k", "1M", "1536")
 
 
-class Guest:
-    """Writes, zeros and discards in an opened image; `content` is what it has to hold."""
-
-    def __init__(self, path: Path, content: bytes) -> None:
-        self.content = bytearray(content)
-        spec = ImageSpec(str(path), format="parallels")
-        self.disk = open_disk(spec, context=Context(), writable=True)
-        self.image = self.disk.top
-
-    def write(self, offset: int, data: bytes) -> None:
-        places = self.image.allocate(offset, len(data))
-        for place in clip(places, offset, len(data)):
-            assert place.source is not None
-            assert place.host is not None
-            at = place.start - offset
-            place.source.write(data[at : at + place.length], place.host)
-        self.content[offset : offset + len(data)] = data
-
-    def zero(self, offset: int, length: int) -> None:
-        self.image.mark_zero(offset, length)
-        self.content[offset : offset + length] = bytes(length)
-
-
-@contextmanager
-def guest(path: Path, content: bytes) -> Iterator[Guest]:
-    """A guest at work; flushed at the end."""
-    at_work = Guest(path, content)
-    try:
-        yield at_work
-        at_work.image.flush()
-    finally:
-        at_work.disk.close()
-
-
 def prepare(folder: Path, cluster: str) -> tuple[Path, bytes]:
     """An image of the real program, half full, and its content."""
     source = write_raw(folder / "source.raw", "AB-" * 3 + "-" * 25 + "CD", size=SIZE)
@@ -73,30 +32,6 @@ def prepare(folder: Path, cluster: str) -> tuple[Path, bytes]:
     options = ["-f", "raw", "-O", "parallels", "-o", f"cluster_size={cluster}"]
     run_real(["convert", *options, source, path]).ok()
     return path, real_content(path, format="parallels")
-
-
-def writing(path: Path, content: bytes, seed: int) -> tuple[Callable[[], None], list[bytes]]:
-    """An operation of a few batches, and what the disk holds after each of its steps."""
-    contents: list[bytes] = []
-
-    def run() -> None:
-        contents.clear()
-        chance = random.Random(seed)
-        with guest(path, content) as at_work:
-            for _ in range(4):
-                for _ in range(chance.choice((1, 3))):
-                    offset = chance.randrange(SIZE // 512) * 512
-                    length = min(chance.choice((512, 4096, 70144, MIB + 512)), SIZE - offset)
-                    if chance.random() < 0.35:
-                        at_work.zero(offset, length)
-                    else:
-                        at_work.write(offset, chance.randbytes(16) * (length // 16))
-                    contents.append(bytes(at_work.content))
-                at_work.image.flush()
-
-    with crash.unchanged(path.parent, [path.name]):
-        run()
-    return run, list(contents)
 
 
 def look(place: Path, content: bytes, allowed: list[bytes], what: str, *, finished: bool = False) -> None:
@@ -122,7 +57,7 @@ def look(place: Path, content: bytes, allowed: list[bytes], what: str, *, finish
 @pytest.mark.parametrize("cluster", CLUSTERS)
 def test_a_power_cut_while_a_guest_writes(cluster: str, tmp_path: Path) -> None:
     path, content = prepare(tmp_path, cluster)
-    run, contents = writing(path, content, 11)
+    run, contents = batches(path, "parallels", content, 11, count=4, zeros=0.35)
     recording = crash.record(tmp_path, ["image"], run)
     assert real_content(path, format="parallels") == contents[-1]
     assert run_real(["check", path]).code == 0
@@ -192,23 +127,12 @@ def test_a_power_cut_while_an_image_is_repaired(how: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("cluster", ["64k", "24k"])
 def test_a_disk_that_fails_while_a_guest_writes(cluster: str, tmp_path: Path) -> None:
     path, content = prepare(tmp_path, cluster)
-    run, contents = writing(path, content, 5)
-    before = path.read_bytes()
+    run, contents = batches(path, "parallels", content, 5, count=4, zeros=0.35)
     with crash.scratch(tmp_path) as place:
-        for nth in range(1, 400, 3):
-            path.write_bytes(before)
-            failed = False
-            with opened_through(lambda file, nth=nth: FaultStorage(file, [Rule(CHANGE, nth)]), "image"):
-                try:
-                    run()
-                except QimgError as error:
-                    failed = True
-                    assert "\n" not in str(error)
-            if not failed:
-                break
+        for nth in failures(path, run, step=3):
             if nth % 2:
                 look(place, path.read_bytes(), [content, *contents], f"change {nth} failed")
-    assert 20 < nth < 397
+    assert nth > 20
     assert real_content(path, format="parallels") == contents[-1]
 
 
@@ -216,22 +140,14 @@ def test_a_failing_disk_while_the_disk_grows(tmp_path: Path) -> None:
     path = tmp_path / "image"
     run_real(["create", "-q", "-f", "parallels", "-o", "cluster_size=512", path, str(SIZE)]).ok()
     io(path, ["write -P 7 0 20k"], format="parallels")
-    before, content = path.read_bytes(), real_content(path, format="parallels")
-    failures = 0
-    for nth in range(1, 400, 3):
-        path.write_bytes(before)
-        with opened_through(lambda file, nth=nth: FaultStorage(file, [Rule(CHANGE, nth)]), "image"):
-            try:
-                qimg.resize(path, 5 * MIB)
-                break
-            except QimgError:
-                failures += 1
+    content = real_content(path, format="parallels")
+    for nth in failures(path, lambda: qimg.resize(path, 5 * MIB), step=3):
         checked = run_real(["check", "-f", "parallels", path])
-        assert "outside" not in checked.err
+        assert "outside" not in checked.err, f"change {nth} failed"
         found = real_content(path, format="parallels")
         assert found[:SIZE] == content
         assert not any(found[SIZE:])
         qimg.resize(path, 5 * MIB, context=Context(warn=lambda notice: None))
         run_real(["check", "-f", "parallels", path]).ok()
         assert real_content(path, format="parallels") == content + bytes(2 * MIB)
-    assert failures > 10
+    assert nth > 30
