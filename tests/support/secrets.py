@@ -36,7 +36,7 @@ def options(path: Path | str, format: str = "qcow2", id: str = ID) -> str:
 
 
 def words(path: Path, format: str = "qcow2", *, name: str | None = None) -> list[str]:
-    """The words that name an image to a command, encrypted or not; `name`: what to call it instead of `path`."""
+    """The words that name an image to a command, encrypted or not; `name`: what to call it there."""
     name = str(path) if name is None else name
     if is_encrypted(path):
         return [*WORDS, "--image-opts", options(name, format)]
