@@ -123,7 +123,7 @@ class TlsChannel(Channel):
         try:
             self._shake_hands()
         except ssl.SSLError as error:
-            raise NbdError(f"TLS handshake failed: {_tls_reason(error)}", errno=errno.EPROTO) from error
+            raise _handshake_error(error, hostname) from error
 
     def _shake_hands(self) -> None:
         while True:
@@ -188,9 +188,22 @@ class TlsChannel(Channel):
         self._send_out()
 
 
+#: OpenSSL's numbers of what may be wrong with a certificate, in the words of the real program.
+_WRONG_HOST = (62, 64)
+_UNKNOWN_ISSUER = (18, 19, 20, 21)
+
+
+def _handshake_error(error: ssl.SSLError, hostname: str | None) -> NbdError:
+    code = getattr(error, "verify_code", 0)
+    message = f"TLS handshake failed: {_tls_reason(error)}"
+    if code in _WRONG_HOST:
+        message = f"Certificate does not match the hostname {hostname}"
+    elif code in _UNKNOWN_ISSUER:
+        message = "The certificate hasn't got a known issuer"
+    return NbdError(message, errno=errno.EACCES)
+
+
 def _tls_reason(error: ssl.SSLError) -> str:
     """OpenSSL's words without numbers and places in its code."""
     verify = getattr(error, "verify_message", None)
-    if verify:
-        return str(verify)
-    return str(error.reason or error).replace("_", " ").lower()
+    return str(verify) if verify else str(error.reason or error).replace("_", " ").lower()

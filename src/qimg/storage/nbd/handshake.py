@@ -153,15 +153,14 @@ class Handshake:
         try:
             for kind, _ in self._replies(option):
                 raise ProtocolError(f"a reply of type {kind} to option {option}")
-        except OptionRefused as refusal:
-            if refusal.kind == wire.REP_ERR_TLS_REQD:
-                raise
-            return False
+        except OptionRefused:
+            return False  # Whatever the reason is: it comes up again where it matters.
         return True
 
     def _start_tls(self, start_tls: Callable[[Channel], Channel]) -> None:
-        if not self._agree(wire.OPT_STARTTLS):
-            raise NbdError("Server does not support TLS", errno=errno.EINVAL)
+        self._send(wire.OPT_STARTTLS)
+        for kind, _ in self._replies(wire.OPT_STARTTLS):
+            raise ProtocolError(f"a reply of type {kind} to the wish for TLS")
         self.channel = start_tls(self.channel)
 
     def _choose_context(self, name: str, context: str) -> int | None:

@@ -19,6 +19,8 @@ SCHEMES = {
     "nbds+unix": (True, True),
 }
 _EXPORT = ":exportname="
+#: What the query of a name with TLS may say, as libnbd has it.
+TLS_WORDS = ("tls-certificates", "tls-hostname")
 
 
 def parse(name: str) -> dict[str, Value]:
@@ -59,23 +61,16 @@ def _parse_url(scheme: str, rest: str) -> dict[str, Value]:
     rest, _, query = rest.partition("?")
     authority, _, path = rest.partition("/")
     words = parse_qsl(query, keep_blank_values=True)
-    certificates = [value for key, value in words if key == "tls-certificates"] if tls else []
-    words = [(key, value) for key, value in words if not (tls and key == "tls-certificates")]
-    sockets = [value for key, value in words if key == "socket"]
-    host = port = ""
-    if local:
-        valid = not authority and len(sockets) == len(words) == 1
-    else:
-        host, port = _host_and_port(authority)
-        valid = bool(host) and not words
-    if not valid or len(certificates) > 1:
+    more = {key: value for key, value in words if tls and key in TLS_WORDS}
+    sockets = [value for key, value in words if local and key == "socket"]
+    host, port = ("", "") if local else _host_and_port(authority)
+    valid = not authority and len(sockets) == 1 if local else bool(host)
+    if not valid or len(words) != len(sockets) + len(more):
         raise LocationError("No valid URL specified")
     address = unix(sockets[0]) if local else inet(unquote(host), port)
     options = _options(address, unquote(path.lstrip("/")))
     if tls:
-        options["tls"] = True
-    if certificates:
-        options["tls-certificates"] = certificates[0]
+        options.update(tls=True, **more)
     return options
 
 

@@ -138,6 +138,7 @@ class NbdStorage(Storage):
             open_timeout=_seconds(values, "open-timeout"),
         )
         try:
+            plain = not values.get("tls") or not any(word in values for word in names.TLS_WORDS)
             name = names.shown(address, export, tls=bool(values.get("tls", False)))
             new = cls(
                 client,
@@ -147,7 +148,7 @@ class NbdStorage(Storage):
                 discard=discard,
                 bitmap=bitmap is not None,
             )
-            new.named = name is not None and values.get("tls-certificates") is None
+            new.named = plain and name is not None
             new._check(bitmap)
         except BaseException:
             client.close()

@@ -48,7 +48,7 @@ def _from_object(context: Context, name: str) -> tuple[ssl.SSLContext, bool]:
         raise OptionError(f"Object with id '{name}' is not TLS credentials", option="tls-creds")
     properties: dict[str, object] = getattr(found, "properties", {})
     if properties.get("endpoint", "client") != "client":
-        raise OptionError("Expecting TLS credentials with a client endpoint", option="tls-creds")
+        raise OptionError("Expected TLS credentials for a client endpoint", option="tls-creds")
     if properties.get("priority"):
         raise NotSupported("Priorities of GnuTLS are not supported")
     if kind == "tls-creds-psk":
