@@ -9,15 +9,16 @@ from __future__ import annotations
 from array import array
 from sys import byteorder
 
-from qimg.errors import CorruptImage, FormatError, NotSupported
+from qimg.errors import CorruptImage, NotSupported
 from qimg.extent import Extent
 from qimg.formats.base import Format, Image
+from qimg.formats.refusal import refuse
 from qimg.ondisk import U32, U64, Struct
 from qimg.units import SECTOR, round_down, round_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Annotated, NoReturn
+    from typing import Annotated
 
     from qimg.context import Context
     from qimg.options import Value
@@ -123,39 +124,29 @@ def _run(bits: int, count: int) -> tuple[int, bool]:
     return (min(count, lowest.bit_length() - 1) if lowest else count), present
 
 
-def _fail(file: Storage, header: Header, field: str, message: str) -> NoReturn:
-    raise FormatError(
-        message,
-        file=file.name,
-        field=f"header.{field}",
-        offset=Header.offset_of(field),
-        found=getattr(header, field),
-    )
-
-
 def parse(file: Storage) -> Header:
     """Read and validate the header. Raises FormatError."""
     header = Header.unpack(file.read(0, Header.SIZE))
     for field, text in zip(("magic", "type", "subtype"), TEXTS, strict=True):
         if not getattr(header, field).startswith(text + b"\0"):
-            _fail(file, header, field, "Image not in Bochs format")
+            refuse(file, header, "Image not in Bochs format", field)
     if header.version not in (VERSION_1, VERSION_2):
-        _fail(file, header, "version", "Image not in Bochs format")
+        refuse(file, header, "Image not in Bochs format", "version")
     if header.catalog > MAX_CATALOG:
-        _fail(file, header, "catalog", "Catalog size is too large")
+        refuse(file, header, "Catalog size is too large", "catalog")
     extent, size = header.extent, header.disk_size
     if extent < SECTOR:
-        _fail(file, header, "extent", f"Extent size must be at least {SECTOR}")
+        refuse(file, header, f"Extent size must be at least {SECTOR}", "extent")
     if extent & (extent - 1):
-        _fail(file, header, "extent", f"Extent size {extent} is not a power of two")
+        refuse(file, header, f"Extent size {extent} is not a power of two", "extent")
     if extent > MAX_EXTENT:
-        _fail(file, header, "extent", f"Extent size {extent} is too large")
+        refuse(file, header, f"Extent size {extent} is too large", "extent")
     if header.catalog < -(-round_down(size, SECTOR) // extent):
-        _fail(file, header, "catalog", "Catalog size is too small for this disk size")
+        refuse(file, header, "Catalog size is too small for this disk size", "catalog")
     if header.bitmap * 8 < extent // SECTOR:
-        _fail(file, header, "bitmap", f"Bitmap size {header.bitmap} is too small for this extent size")
+        refuse(file, header, f"Bitmap size {header.bitmap} is too small for this extent size", "bitmap")
     if header.header_size + _WORD * header.catalog > file.size:
-        _fail(file, header, "catalog", "Catalog reaches beyond the end of the file")
+        refuse(file, header, "Catalog reaches beyond the end of the file", "catalog")
     return header
 
 

@@ -13,6 +13,7 @@ from qimg.errors import CorruptImage, FormatError, LimitError, NotSupported
 from qimg.extent import Extent
 from qimg.formats.base import Format, Image
 from qimg.formats.chunks import DecodedChunks, pieces
+from qimg.formats.refusal import refuse
 from qimg.ondisk import U32, Struct
 from qimg.units import GIB, INT64_MAX, SECTOR, round_down
 
@@ -127,32 +128,22 @@ def _check_offsets(file: Storage, header: Header) -> None:
             )
 
 
-def _fail(file: Storage, header: Header, field: str, message: str) -> NoReturn:
-    raise FormatError(
-        message,
-        file=file.name,
-        field=f"header.{field}",
-        offset=Header.offset_of(field),
-        found=getattr(header, field),
-    )
-
-
 def parse(file: Storage) -> Header:
     """Read and validate the head and the offsets. Raises FormatError, LimitError."""
     header = Header.unpack(file.read(0, Header.SIZE))
     size, blocks = header.block_size, header.blocks
     if size % SECTOR:
-        _fail(file, header, "block_size", f"block_size {size} must be a multiple of {SECTOR}")
+        refuse(file, header, f"block_size {size} must be a multiple of {SECTOR}", "block_size")
     if not size:
-        _fail(file, header, "block_size", "block_size cannot be zero")
+        refuse(file, header, "block_size cannot be zero", "block_size")
     if size > MAX_BLOCK:
-        _fail(file, header, "block_size", f"block_size {size} must be {MAX_BLOCK >> 20} MB or less")
+        refuse(file, header, f"block_size {size} must be {MAX_BLOCK >> 20} MB or less", "block_size")
     if blocks > MAX_BLOCKS:
-        _fail(file, header, "blocks", f"n_blocks {blocks} must be {MAX_BLOCKS} or less")
+        refuse(file, header, f"n_blocks {blocks} must be {MAX_BLOCKS} or less", "blocks")
     if _WORD * (blocks + 1) > MAX_TABLE:
-        _fail(file, header, "blocks", "image requires too many offsets, try increasing block size")
+        refuse(file, header, "image requires too many offsets, try increasing block size", "blocks")
     if Header.SIZE + _WORD * (blocks + 1) > file.size:
-        _fail(file, header, "blocks", f"The offsets of {blocks} blocks reach beyond the end of the file")
+        refuse(file, header, f"The offsets of {blocks} blocks reach beyond the end of the file", "blocks")
     if blocks * size > MAX_SIZE:
         raise LimitError("Could not refresh total sector count: File too large")
     _check_offsets(file, header)

@@ -12,7 +12,6 @@ from errno import EFBIG, EIO
 from qimg.context import Notice
 from qimg.errors import (
     CorruptImage,
-    FormatError,
     LimitError,
     NotSupported,
     OptionError,
@@ -28,6 +27,7 @@ from qimg.formats.protection import (
     legacy_aes,
     require_key,
 )
+from qimg.formats.refusal import refuse
 from qimg.formats.tables import WordTable
 from qimg.ondisk import U8, U16, U32, U64, Struct
 from qimg.options import BOOL, SIZE, STR, Option
@@ -267,42 +267,31 @@ class QcowImage(BlockImage):
         self._end = self.file.size
 
 
-def _fail(file: Storage, header: Header, message: str, field: str, hint: str | None = None) -> NoReturn:
-    raise FormatError(
-        message,
-        file=file.name,
-        field=f"header.{field}",
-        offset=Header.offset_of(field),
-        found=getattr(header, field),
-        hint=hint,
-    )
-
-
 def parse(file: Storage) -> tuple[Header, Reference | None]:
     """Read and validate the header, in the order of section 5. Raises FormatError, StorageError."""
     header = Header.unpack(bytes(file.read(0, Header.SIZE)))
     if header.magic != MAGIC:
-        _fail(file, header, "Image not in qcow format", "magic")
+        refuse(file, header, "Image not in qcow format", "magic")
     if header.version != VERSION:
         hint = "Try the 'qcow2' driver instead." if header.version in (2, 3) else None
         text = f"qcow (v1) does not support qcow version {header.version}"
-        _fail(file, header, text, "version", hint)
+        refuse(file, header, text, "version", hint=hint)
     if header.size <= 1:
-        _fail(file, header, "Image size is too small (must be at least 2 bytes)", "size")
+        refuse(file, header, "Image size is too small (must be at least 2 bytes)", "size")
     if not 9 <= header.cluster_bits <= 16:
-        _fail(file, header, "Cluster size must be between 512 and 64k", "cluster_bits")
+        refuse(file, header, "Cluster size must be between 512 and 64k", "cluster_bits")
     if not 6 <= header.l2_bits <= 13:
-        _fail(file, header, "L2 table size must be between 512 and 64k", "l2_bits")
+        refuse(file, header, "L2 table size must be between 512 and 64k", "l2_bits")
     if header.crypt_method > CRYPT_AES:
-        _fail(file, header, "invalid encryption method in qcow header", "crypt_method")
+        refuse(file, header, "invalid encryption method in qcow header", "crypt_method")
     if header.size > (1 << 64) - 1 - header.span or _WORD * header.l1_entries > MAX_L1_BYTES:
-        _fail(file, header, "Image too large", "size")
+        refuse(file, header, "Image too large", "size")
     if header.l1_table_offset >> 63:
         raise StorageError("Input/output error", errno=EIO, offset=Header.offset_of("l1_table_offset"))
     if not header.backing_offset:
         return header, None
     if header.backing_size > MAX_NAME:
-        _fail(file, header, "Backing file name too long", "backing_size")
+        refuse(file, header, "Backing file name too long", "backing_size")
     raw = bytes(file.read(header.backing_offset, header.backing_size)).split(b"\0", 1)[0]
     return header, Reference(raw.decode("utf-8", "surrogateescape")) if raw else None
 

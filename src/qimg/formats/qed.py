@@ -13,6 +13,7 @@ from qimg.errors import CorruptImage, FormatError, LimitError, NotSupported, Opt
 from qimg.extent import HOLE, ZERO
 from qimg.formats.base import CheckResult, Format, Measure, Reference
 from qimg.formats.blocks import BlockCode, BlockImage, TwoLevels
+from qimg.formats.refusal import refuse
 from qimg.formats.tables import WordTable
 from qimg.ondisk import U32, U64, Struct
 from qimg.options import SIZE, STR, Option
@@ -344,41 +345,29 @@ class _Check:
         image.file.flush()
 
 
-def _fail(
-    file: Storage, header: Header, message: str, field: str, kind: type[FormatError] = FormatError
-) -> NoReturn:
-    raise kind(
-        message,
-        file=file.name,
-        field=f"header.{field}",
-        offset=Header.offset_of(field),
-        found=getattr(header, field),
-    )
-
-
 def parse(file: Storage) -> tuple[Header, Reference | None]:
     """Read and validate the header, in the order of section 4. Raises FormatError, UnsupportedFeature."""
     header = Header.unpack(bytes(file.read(0, Header.SIZE)))
     if header.magic != MAGIC:
-        _fail(file, header, "Image not in QED format", "magic")
+        refuse(file, header, "Image not in QED format", "magic")
     if header.features & ~_KNOWN:
         text = f"Unsupported QED features: {header.features & ~_KNOWN:x}"
-        _fail(file, header, text, "features", UnsupportedFeature)
+        refuse(file, header, text, "features", kind=UnsupportedFeature)
     if not _is_cluster_size(header.cluster_size):
-        _fail(file, header, "QED cluster size is invalid", "cluster_size")
+        refuse(file, header, "QED cluster size is invalid", "cluster_size")
     if header.table_size not in TABLE_SIZES:
-        _fail(file, header, "QED table size is invalid", "table_size")
+        refuse(file, header, "QED table size is invalid", "table_size")
     if header.image_size % SECTOR or header.image_size > header.max_size:
-        _fail(file, header, "QED image size is invalid", "image_size")
+        refuse(file, header, "QED image size is invalid", "image_size")
     first, end = (
         header.header_size * header.cluster_size,
         file.size // header.cluster_size * header.cluster_size,
     )
     offset = header.l1_table_offset
     if offset % header.cluster_size or offset < first or offset + header.table_bytes > end:
-        _fail(file, header, "QED table offset is invalid", "l1_table_offset")
+        refuse(file, header, "QED table offset is invalid", "l1_table_offset")
     if first > 0xFFFFFFFF:
-        _fail(file, header, "QED header size is too large", "header_size")
+        refuse(file, header, "QED header size is too large", "header_size")
     return header, _backing(file, header)
 
 
@@ -386,9 +375,9 @@ def _backing(file: Storage, header: Header) -> Reference | None:
     if not header.features & BACKING_FILE:
         return None
     if header.backing_offset + header.backing_size > header.header_size * header.cluster_size:
-        _fail(file, header, "QED backing filename offset is invalid", "backing_offset")
+        refuse(file, header, "QED backing filename offset is invalid", "backing_offset")
     if header.backing_size > MAX_NAME:
-        _fail(file, header, "Failed to read backing filename", "backing_size")
+        refuse(file, header, "Failed to read backing filename", "backing_size")
     raw = bytes(file.read(header.backing_offset, header.backing_size)).split(b"\0", 1)[0]
     name = raw.decode("utf-8", "surrogateescape")
     return Reference(name, "raw" if header.features & BACKING_RAW else None) if name else None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from array import array
 
-from qimg.errors import CorruptImage, FormatError, LimitError, NotSupported
+from qimg.errors import CorruptImage, LimitError, NotSupported
 from qimg.extent import MAPPED, ZERO, Runs
 from qimg.formats.base import CheckResult, Format, Measure
 from qimg.formats.blocks import BlockCode, BlockImage, pieces_of
+from qimg.formats.refusal import refuse
 from qimg.formats.tables import WordTable
 from qimg.identity import guid_bytes, random_uuid
 from qimg.ondisk import U32, U64, Struct
@@ -17,7 +18,7 @@ from qimg.units import SECTOR, round_up
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Annotated, NoReturn
+    from typing import Annotated
 
     from qimg.context import Context
     from qimg.extent import Extent
@@ -294,26 +295,15 @@ class VdiImage(BlockImage):
         return allocated
 
 
-def _fail(file: Storage, header: Header, message: str, field: str, expected: object = None) -> NoReturn:
-    raise FormatError(
-        message,
-        file=file.name,
-        field=f"header.{field}",
-        offset=Header.offset_of(field),
-        expected=expected,
-        found=getattr(header, field),
-    )
-
-
 def parse(file: Storage) -> Header:
     """Read and validate the header in the order of section 7. Raises FormatError, UnsupportedFeature."""
     header = Header.unpack(bytes(file.read(0, Header.SIZE)))
     if header.disk_size > MAX_SIZE:
         text = f"Unsupported VDI image size (size is {header.disk_size:#x}, max supported is {MAX_SIZE:#x})"
-        _fail(file, header, text, "disk_size")
+        refuse(file, header, text, "disk_size")
     if header.signature != SIGNATURE:
         text = f"Image not in VDI format (bad signature {header.signature:08x})"
-        _fail(file, header, text, "signature", f"{SIGNATURE:#x}")
+        refuse(file, header, text, "signature", expected=f"{SIGNATURE:#x}")
     wrong: tuple[tuple[bool, str, str], ...] = (
         (header.version != VERSION, f"version {header.version >> 16}.{header.version & 0xFFFF}", "version"),
         (
@@ -341,12 +331,12 @@ def parse(file: Storage) -> Header:
     )
     for is_wrong, what, field in wrong:
         if is_wrong:
-            _fail(file, header, f"unsupported VDI image ({what})", field)
+            refuse(file, header, f"unsupported VDI image ({what})", field)
     if header.map_offset + _WORD * header.blocks > round_up(file.size, SECTOR):
         text = "unsupported VDI image (block map reaches past the end of the file)"
-        _fail(file, header, text, "map_offset")
+        refuse(file, header, text, "map_offset")
     if header.map_offset < Header.SIZE or header.map_offset + _WORD * header.blocks > header.data_offset:
-        _fail(file, header, "unsupported VDI image (block map overlaps header or data)", "map_offset")
+        refuse(file, header, "unsupported VDI image (block map overlaps header or data)", "map_offset")
     return header
 
 

@@ -4,13 +4,14 @@ All integers little-endian."""
 
 from __future__ import annotations
 
-from qimg.errors import FormatError, LimitError, StorageError
+from qimg.errors import LimitError, StorageError
+from qimg.formats.refusal import refuse
 from qimg.ondisk import U32, U64, Struct
 from qimg.units import SECTOR, round_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Annotated, NoReturn
+    from typing import Annotated
 
     from qimg.storage.base import Storage
 
@@ -82,31 +83,21 @@ def check_size(size: int, cluster_size: int) -> None:
         raise LimitError("Catalog too large")
 
 
-def _fail(file: Storage, header: Header, message: str, field: str) -> NoReturn:
-    raise FormatError(
-        message,
-        file=file.name,
-        field=f"header.{field}",
-        offset=Header.offset_of(field),
-        found=getattr(header, field),
-    )
-
-
 def parse(file: Storage) -> Header:
     """Read and validate the header, in the order of section 10. Raises FormatError, StorageError."""
     from errno import EFBIG
 
     header = Header.unpack(bytes(file.read(0, Header.SIZE)))
     if header.version != VERSION or header.magic not in (MAGIC_V1, MAGIC_V2):
-        _fail(file, header, "Image not in Parallels format", "magic")
+        refuse(file, header, "Image not in Parallels format", "magic")
     if not header.tracks:
-        _fail(file, header, "Invalid image: Zero sectors per track", "tracks")
+        refuse(file, header, "Invalid image: Zero sectors per track", "tracks")
     if header.tracks > MAX_TRACKS:
-        _fail(file, header, "Invalid image: Too big cluster", "tracks")
+        refuse(file, header, "Invalid image: Too big cluster", "tracks")
     if header.bat_entries > MAX_ENTRIES:
-        _fail(file, header, "Catalog too large", "bat_entries")
+        refuse(file, header, "Catalog too large", "bat_entries")
     if header.ext_offset >= (1 << 63) // SECTOR:
-        _fail(file, header, "Invalid image: Too big offset", "ext_offset")
+        refuse(file, header, "Invalid image: Too big offset", "ext_offset")
     if header.size >> 63:
         raise StorageError("File too large", errno=EFBIG, offset=Header.offset_of("sectors"))
     return header
