@@ -6,11 +6,7 @@ Images are made by hand (`support.vhdx`); what the real program says of them sta
 # ruff: noqa: E501  (a defect is a line)
 from __future__ import annotations
 
-import os
-import resource
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,9 +20,10 @@ from qimg.errors import FormatError, OpenError, QimgError
 from support.run import run_qimg_inprocess, run_real
 from support.vhdx import (
     BAT,
+    BAT_AT,
     LOG_GUID,
     LOGICAL,
-    METADATA,
+    META_AT,
     MIB,
     NO_GUID,
     PAGE_83,
@@ -34,14 +31,16 @@ from support.vhdx import (
     PHYSICAL,
     SIZE,
     Vhdx,
+    bat_entry,
     data_descriptor,
+    entry,
     guid,
     log_entry,
+    logged,
+    sector,
     zero_descriptor,
 )
 
-SECONDS = 20
-SPACE = 256 << 20
 UNKNOWN = "99999999-9999-9999-9999-999999999999"
 
 Change = Callable[[Vhdx], None]
@@ -91,8 +90,6 @@ def u32(*values: int) -> bytes:
 def u64(value: int) -> bytes:
     return struct.pack("<Q", value)
 
-
-BAT_AT, META_AT = (BAT, 2 * MIB, MIB, 1), (METADATA, 3 * MIB, MIB, 1)
 
 #: Defect -> (change, part of our message, field that the error names).
 ROWS: dict[str, tuple[Change, str, str]] = {
@@ -286,26 +283,6 @@ def test_check_finds_blocks_that_share_a_place(tmp_path: Path) -> None:
 # -- the log
 
 
-def logged(image: Vhdx, *entries: bytes, log: str = LOG_GUID) -> None:
-    image.header["log"] = log
-    image.log = b"".join(entries)
-
-
-def sector(*words: int) -> bytes:
-    return struct.pack(f"<{len(words)}Q", *words).ljust(4096, b"\0")
-
-
-def entry(sequence: int, *parts: tuple[bytes, bytes], **values: int) -> bytes:
-    values.setdefault("flushed", 4 * MIB)
-    values.setdefault("last", 4 * MIB)
-    return log_entry(*parts, sequence=sequence, **values)
-
-
-def bat_entry(sequence: int, *words: int, **values: int) -> bytes:
-    """An entry that writes the first sector of the BAT."""
-    return entry(sequence, data_descriptor(2 * MIB, sector(*words), sequence), **values)
-
-
 def many_descriptors() -> list[tuple[bytes, bytes]]:
     return [data_descriptor(5 * MIB + 4096 * number, bytes([number + 1]) * 4096, 7) for number in range(140)]
 
@@ -428,110 +405,6 @@ def test_an_entry_that_is_not_whole_is_none(bad: bytes, tmp_path: Path) -> None:
     assert run_real(["check", "-f", "vhdx", path]).code == 0
     with qimg.open(path, format="vhdx") as disk:
         assert disk.read(2 * MIB, 4000) == b"data" * 1000
-
-
-# -- bounds
-
-SCRIPT = """
-import sys
-from qimg.context import Context
-from qimg.errors import QimgError
-from qimg.formats.vhdx.format import Vhdx
-from qimg.storage.posix import PosixFile
-
-def attempt(what):
-    try:
-        return what()
-    except QimgError as error:
-        print(type(error).__name__, error)
-
-for how in ({}, {"for_check": True}, {"writable": True}):
-    file = PosixFile.open(sys.argv[1], writable="writable" in how)
-    image = attempt(lambda: Vhdx().open(file, context=Context(lambda notice: None), **how))
-    if image is None:
-        continue
-    lines = 0
-    def count(line):
-        global lines
-        lines += 1
-    attempt(lambda: image.check(count))
-    print(lines, "findings")
-    for start in (0, image.size // 3 // 512 * 512, max(image.size - (1 << 34), 0)):
-        attempt(lambda: len(image.extents(start, min(1 << 34, image.size - start))))
-    if "writable" in how:
-        attempt(lambda: image.allocate(0, min(512, image.size)))
-        attempt(image.flush)
-print("done")
-"""
-
-
-def survive(path: Path) -> str:
-    """Open the image in every way, in a process that may take little memory and time; what it printed."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (SPACE, SPACE))
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(path)],
-        preexec_fn=limit,
-        env={**os.environ, "PYTHONPATH": str(Path(qimg.__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS * 3,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.endswith("done\n")
-    return done.stdout
-
-
-def test_the_largest_disk_there_can_be_costs_little(tmp_path: Path) -> None:
-    """64 TiB in blocks of 1 MiB: a table of 512 MiB, a hole but for its ends."""
-    image = Vhdx(size=64 << 40)
-    words = (64 << 20) + (64 << 20) // 4096
-    image.regions = [(BAT, 8 * MIB, 1024 * MIB, 1), META_AT]
-    image.bat = {0: 1100 * MIB | 6, words - 2: 1101 * MIB | 6}
-    image.length = 1102 * MIB
-    assert "0 findings" in survive(image.write(tmp_path / "x.vhdx"))
-
-
-def test_a_long_table_that_is_not_empty(tmp_path: Path) -> None:
-    """2 TiB in blocks of 1 MiB, all of them at one place: each is a finding, none costs memory."""
-    image = Vhdx(size=2 << 40)
-    image.regions = [(BAT, 8 * MIB, 32 * MIB, 1), META_AT]
-    image.length = 60 * MIB
-    image.data = [(8 * MIB, struct.pack("<Q", 50 * MIB | 6) * ((2 << 20) // 16))]
-    assert "findings" in survive(image.write(tmp_path / "x.vhdx"))
-
-
-def test_the_largest_log_full_of_entries_that_are_nearly_right(tmp_path: Path) -> None:
-    image = Vhdx()
-    image.header.update(log_length=4095 * MIB, log_offset=16 * MIB, log=LOG_GUID)
-    image.length = 4200 * MIB
-    head = log_entry(sequence=5, flushed=0, last=0, length=4095 * MIB, count=3)
-    for number in range(0, 2000, 2):
-        image.data.append((16 * MIB + number * 4096, head))
-    assert "The log holds more than" in survive(image.write(tmp_path / "x.vhdx"))
-
-
-def test_the_largest_log_that_is_a_hole(tmp_path: Path) -> None:
-    image = Vhdx()
-    image.header.update(log_length=4095 * MIB, log_offset=16 * MIB, log=LOG_GUID)
-    image.length = 4200 * MIB
-    image.data.append((16 * MIB + 2000 * MIB, bat_entry(3, 2, tail=2000 * MIB)))
-    assert "contains a log that needs to be replayed" in survive(image.write(tmp_path / "x.vhdx"))
-
-
-def test_a_parent_locator_of_any_length(tmp_path: Path) -> None:
-    keys = {"parent_linkage": "{" + NO_GUID + "}", "relative_path": "nowhere"}
-    for patch in (b"\xff\xff", b"\x00\x01", b"\x00\x00"):
-        image = Vhdx(parent=keys)
-        at = 3 * MIB + 65536 + 8 + 8 + 16 + 4 + 4
-        image.patch(at + 18, patch)
-        survive(image.write(tmp_path / "x.vhdx"))
-    image = Vhdx(parent=dict.fromkeys((f"key{number}" for number in range(250)), "x" * 30000))
-    survive(image.write(tmp_path / "y.vhdx"))
 
 
 # -- anything

@@ -10,6 +10,7 @@ import struct
 import uuid
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 KIB, MIB = 1 << 10, 1 << 20
 BAT, METADATA = "2DC27766-F623-4200-9D64-115E9BFD4A08", "8B7CA206-4790-4B9A-B8FE-575F050F886E"
@@ -188,3 +189,32 @@ def log_entry(
         len(parts) if count is None else count, 0, guid(name), flushed, last,
     )  # fmt: skip
     return sealed((raw + heads).ljust(size, b"\0") + sectors)
+
+
+#: Where the two regions are: rows of the region table.
+BAT_AT, META_AT = (BAT, 2 * MIB, MIB, 1), (METADATA, 3 * MIB, MIB, 1)
+
+# -- waiting logs
+
+
+def logged(image: Vhdx, *entries: bytes, log: str = LOG_GUID) -> None:
+    """Give an image a log of these entries that waits to be replayed."""
+    image.header["log"] = log
+    image.log = b"".join(entries)
+
+
+def sector(*words: int) -> bytes:
+    """A sector of the log (4096 bytes) that begins with these words of 8 bytes."""
+    return struct.pack(f"<{len(words)}Q", *words).ljust(4096, b"\0")
+
+
+def entry(sequence: int, *parts: tuple[bytes, bytes], **values: Any) -> bytes:
+    """An entry that is written while the file has 4 MiB."""
+    values.setdefault("flushed", 4 * MIB)
+    values.setdefault("last", 4 * MIB)
+    return log_entry(*parts, sequence=sequence, **values)
+
+
+def bat_entry(sequence: int, *words: int, **values: Any) -> bytes:
+    """An entry that writes the first sector of the BAT."""
+    return entry(sequence, data_descriptor(2 * MIB, sector(*words), sequence), **values)
