@@ -176,6 +176,40 @@ def test_a_differencing_image_without_its_parent_is_an_error(
         qimg.open(folder / "child.vpc")
 
 
+@pytest.mark.peer("qemu-img")
+@pytest.mark.parametrize(
+    ("name", "locator", "tried"),
+    [
+        ("C:\\machines\\parent.vpc", "W2ku", None),
+        ("C:\\machines\\parent.vpc", None, None),
+        ("nbd://127.0.0.1:1/x", "W2ru", "./nbd://127.0.0.1:1/x"),
+        ("json:{}", None, "./json:{}"),
+    ],
+)
+def test_a_parent_is_a_plain_file_beside_the_child_whatever_it_is_called(
+    family: tuple[Path, dict[int, bytes], bytes], name: str, locator: str | None, tried: str | None
+) -> None:
+    folder, sectors, expected = family
+    differencing(folder / "child.vpc", folder / "parent.vpc", sectors, name=name, locator=locator)
+    assert qimg.info(folder / "child.vpc").backing_filename == (tried or "parent.vpc")
+    if tried is None:
+        with qimg.open(folder / "child.vpc") as disk:
+            assert disk.read(0, disk.size) == expected
+        return
+    with pytest.raises(QimgError, match="No such file or directory"):
+        qimg.open(folder / "child.vpc")
+
+
+@pytest.mark.peer("qemu-img")
+def test_a_differencing_image_that_names_no_parent_is_refused(
+    family: tuple[Path, dict[int, bytes], bytes],
+) -> None:
+    folder, sectors, _expected = family
+    differencing(folder / "child.vpc", folder / "parent.vpc", sectors, name="", locator=None)
+    with pytest.raises(QimgError, match="does not name its parent"):
+        qimg.info(folder / "child.vpc")
+
+
 # -- growing
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qimg.formats.base import Reference
+from qimg.formats.parent_path import plain_file
 from qimg.formats.vhdx.structs import guid
 
 TYPE_CHECKING = False
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from qimg.storage.base import Storage
 
 _LINKAGES = ("parent_linkage", "parent_linkage2")
+_PATHS = ("relative_path", "absolute_win32_path", "volume_path")
 _GUID_DIGITS = 32
 
 
@@ -26,20 +28,13 @@ def linkages(locator: dict[str, str]) -> list[bytes]:
 
 
 def reference(file: Storage, locator: dict[str, str]) -> Reference:
-    """What the locator names: a path relative to the image's folder, else the last part of an absolute one,
-    which is another machine's. Always a plain file. Raises FormatError."""
+    """What the locator names, as a plain file. Raises FormatError."""
     from qimg.formats.vhdx.structs import fail
 
-    name = locator.get("relative_path", "").replace("\\", "/")
-    while name.startswith("./"):
-        name = name[2:].lstrip("/")
-    if not name:
-        for key in ("absolute_win32_path", "volume_path"):
-            name = name or locator.get(key, "").replace("\\", "/").rsplit("/", 1)[-1]
+    name = plain_file(*(locator.get(key, "") for key in _PATHS))
     if not name:
         fail(file, "The differencing image does not name its parent", "parent locator", 0)
-    # What looks like a protocol or a drive letter is a name.
-    return Reference(f"./{name}" if ":" in name else name, "vhdx")
+    return Reference(name, "vhdx")
 
 
 def bit_runs(bits: bytes) -> Iterator[tuple[int, int, bool]]:

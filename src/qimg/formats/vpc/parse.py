@@ -6,6 +6,7 @@ from errno import EFBIG
 
 from qimg.errors import FormatError, StorageError
 from qimg.formats.base import Reference
+from qimg.formats.parent_path import plain_file
 from qimg.formats.vpc.structs import (
     ABSENT,
     BY_GEOMETRY,
@@ -121,18 +122,16 @@ def check_table(image: DynamicImage) -> None:
 
 
 def parent(file: Storage, header: DynamicHeader) -> Reference:
-    """What a differencing image names as its parent: relative path, else absolute, else its bare name.
-
-    Raises FormatError."""
+    """What a differencing image names as its parent, as a plain file. Raises FormatError."""
     found: dict[bytes, str] = {}
     for number in range(LOCATORS):
         raw = header.locators[number * Locator.SIZE : (number + 1) * Locator.SIZE]
         locator = Locator.unpack(raw)
         if locator.code in (b"W2ru", b"W2ku") and locator.length <= 4096 and locator.offset < 1 << 62:
             text = bytes(file.read(locator.offset, locator.length)).decode("utf-16-le", "replace")
-            found[locator.code] = text.split("\0", 1)[0].replace("\\", "/")
-    name = found.get(b"W2ru") or header.parent_name.decode("utf-16-be", "replace").split("\0", 1)[0]
-    name = name or found.get(b"W2ku", "")
+            found[locator.code] = text.split("\0", 1)[0]
+    bare = header.parent_name.decode("utf-16-be", "replace").split("\0", 1)[0]
+    name = plain_file(found.get(b"W2ru", ""), found.get(b"W2ku", ""), bare)
     if not name:
-        refuse(file, "The differencing image does not name its parent", "parent_name", 64)
-    return Reference(name.removeprefix("./"), "vpc")
+        refuse(file, "The differencing image does not name its parent", "dynamic header.parent_name", 64)
+    return Reference(name, "vpc")
