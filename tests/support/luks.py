@@ -100,3 +100,14 @@ def patch(path: Path, field: str, value: int | bytes, slot: int | None = None) -
     with path.open("r+b") as file:
         file.seek(start + (0 if slot is None else Header.SIZE + slot * KeySlot.SIZE))
         file.write(packed[start:end])
+
+
+def states(folder: Path) -> dict[str, tuple[int, int]]:
+    """Length and time of change of every file."""
+    return {entry.name: (entry.stat().st_size, entry.stat().st_mtime_ns) for entry in folder.iterdir()}
+
+
+def slots(path: Path) -> list[bool]:
+    """Which key slots are in use, as the real program says."""
+    shown = json.loads(run_real(["info", "--output=json", path]).ok().out)
+    return [slot["active"] for slot in shown["format-specific"]["data"]["slots"]]

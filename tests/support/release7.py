@@ -6,6 +6,7 @@ hidden but what stands here. What is changed, and no more:
 ================== ==================================================================================
 info, human        no ``Child node '...':`` blocks (they came in 8.0); the older snapshot table
 info, JSON         no ``children`` member
+info of luks       no ``detached header`` (it came in 9.0)
 map, JSON          no ``compressed`` member
 snapshot -l        ID ten columns wide, ``VM SIZE``, clock ``HH:MM:SS.mmm``, unknown ICOUNT empty
 errors             `ERRORS` below: pairs of wordings
@@ -41,6 +42,8 @@ ERRORS: tuple[tuple[str, str], ...] = (
 )
 
 _CHILD = re.compile(r"(?m)^( *)Child node '[^\n]*':\n(?:\1    [^\n]*\n)*")
+_DETACHED = re.compile(r"(?m)^ *detached header: false\n")
+_JSON_DETACHED = re.compile(r'(?m)^ *"detached-header": false,\n')
 _JSON_CHILDREN = re.compile(r'(?ms)^( *)"children": \[\n.*?^\1\],\n')
 _COMPRESSED = re.compile(r', "compressed": (?:true|false)')
 _TABLE_HEAD = "ID      TAG               VM_SIZE                DATE        VM_CLOCK     ICOUNT"
@@ -53,7 +56,7 @@ _TABLE_ROW = re.compile(
 
 def info_human(text: str) -> str:
     """Our ``info`` as 7.2 prints it."""
-    return snapshot_table(_CHILD.sub("", text))
+    return snapshot_table(_DETACHED.sub("", _CHILD.sub("", text)))
 
 
 def info_json(text: str) -> str:
@@ -61,7 +64,7 @@ def info_json(text: str) -> str:
 
     Only the children of images go; a ``children`` member below one (grandchildren) goes with it.
     """
-    return _JSON_CHILDREN.sub("", text)
+    return _JSON_DETACHED.sub("", _JSON_CHILDREN.sub("", text))
 
 
 def map_json(text: str) -> str:

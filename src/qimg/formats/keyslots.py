@@ -73,12 +73,17 @@ def iter_time(values: Values, prefix: str = "") -> int:
     return int(values.get(prefix + "iter-time", ITER_TIME))
 
 
-def passphrase(values: Values, context: Context, prefix: str = "") -> bytes:
-    """The passphrase that the options name. Raises OptionError."""
+def require(values: Values, prefix: str = "") -> str:
+    """The id of the secret with the passphrase. Raises OptionError where the options name none."""
     name = prefix + KEY_SECRET
     if name not in values:
         raise OptionError(f"Parameter '{name}' is required for cipher", option=name)
-    return context.secret(str(values[name]))
+    return str(values[name])
+
+
+def passphrase(values: Values, context: Context, prefix: str = "") -> bytes:
+    """The passphrase that the options name. Raises OptionError."""
+    return context.secret(require(values, prefix))
 
 
 class SlotChange:

@@ -35,6 +35,7 @@ class LuksImage(Image):
 
     format_name = "luks"
     encrypted = True
+    dirty = False
     can_write = True
 
     def __init__(self, file: Storage, options: dict[str, Value], context: Context, *, for_info: bool) -> None:
@@ -218,9 +219,8 @@ class Luks(Format):
         keyslots.passphrase(options, context)
 
     def validate_create(self, size: int, options: dict[str, Value]) -> None:
-        if keyslots.KEY_SECRET not in options:
-            name = keyslots.KEY_SECRET
-            raise OptionError(f"Parameter '{name}' is required for cipher", option=name)
+        keyslots.scheme(options)
+        keyslots.require(options)
         mode = str(options.get("preallocation", "off"))
         if mode not in ("off", "metadata", "falloc", "full"):
             raise OptionError(f"invalid parameter value: {mode}", option="preallocation")

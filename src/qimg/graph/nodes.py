@@ -708,4 +708,6 @@ def describe(driver: str, significant: Options, file: dict[str, Json] | None) ->
         description["size"] = description.pop("size")
     if file is not None:
         description["file"] = file
+    if "key-secret" in description:
+        description["key-secret"] = description.pop("key-secret")
     return description
