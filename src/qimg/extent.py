@@ -8,6 +8,7 @@ HOLE        this layer does not decide what the range holds; a deeper layer, or 
 ZERO        reads as zeros
 MAPPED      the bytes lie verbatim at `host` in `source`
 COMPRESSED  stored compressed: only the image can read it
+ABSENT      the place says that it has nothing here, whatever reading gives (with MAPPED)
 =========== ====================================================================================
 
 Truth table of what occurs (``host`` given or None):
@@ -18,6 +19,7 @@ flags            host  meaning                                                 d
 0                None  data that only the image can read (encrypted, ...)      yes   no    yes
 COMPRESSED       None  compressed data                                         yes   no    yes
 MAPPED           yes   plain data                                              yes   no    yes
+MAPPED|ABSENT    yes   what null-co reads as; what is dirty (NBD's x-dirty-bitmap)     no    no    no
 MAPPED|ZERO      yes   data cluster whose host range is a hole in the file     yes   yes   yes
 ZERO             None  zero cluster without space                              no    yes   yes
 ZERO             yes   space reserved (preallocated zero, hole of a raw file)  no    yes   yes
@@ -44,6 +46,7 @@ HOLE = 1
 ZERO = 2
 MAPPED = 4
 COMPRESSED = 8
+ABSENT = 16
 
 if TYPE_CHECKING:
 
@@ -68,7 +71,7 @@ else:
 def is_data(extent: Extent) -> bool:
     """Whether the run occupies storage as data (`map`'s ``data``)."""
     flags = extent.flags
-    return not flags & HOLE and (not flags & ZERO or bool(flags & MAPPED))
+    return not flags & (HOLE | ABSENT) and (not flags & ZERO or bool(flags & MAPPED))
 
 
 def is_zero(extent: Extent) -> bool:
@@ -78,7 +81,7 @@ def is_zero(extent: Extent) -> bool:
 
 def is_present(extent: Extent) -> bool:
     """Whether some layer of the chain decides the run (`map`'s ``present``)."""
-    return not extent.flags & HOLE
+    return not extent.flags & (HOLE | ABSENT)
 
 
 def _continues(last: Extent, start: int, flags: int, depth: int, host: int | None, source: object) -> bool:

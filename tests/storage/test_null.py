@@ -7,7 +7,7 @@ import time
 import pytest
 
 from qimg.errors import LocationError, NotSupported, OptionError
-from qimg.extent import MAPPED, ZERO
+from qimg.extent import ABSENT, MAPPED, ZERO
 from qimg.storage import registry
 from support.run import run_real
 
@@ -50,7 +50,7 @@ def test_writes_vanish() -> None:
         place.resize(8192)
 
 
-@pytest.mark.parametrize(("zeroes", "flags"), [(False, MAPPED), (True, ZERO)])
+@pytest.mark.parametrize(("zeroes", "flags"), [(False, MAPPED | ABSENT), (True, ZERO)])
 def test_zeros_are_known_only_where_reads_give_them(zeroes: bool, flags: int) -> None:
     place = registry.get("null-co").from_options({"read-zeroes": zeroes, "size": 4096})
     assert [tuple(extent[:3]) for extent in place.extents(0, 8192)] == [(0, 4096, flags), (4096, 4096, ZERO)]

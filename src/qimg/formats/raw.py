@@ -11,7 +11,7 @@ import errno
 import os
 
 from qimg.errors import LimitError, NotSupported, OptionError, QimgError, StorageError
-from qimg.extent import MAPPED, ZERO, Extent, Runs
+from qimg.extent import ABSENT, MAPPED, ZERO, Extent, Runs
 from qimg.formats.base import Format, Image, Measure
 from qimg.options import SIZE, Option
 from qimg.storage.base import Filter
@@ -76,7 +76,7 @@ class RawImage(Image):
             runs.append(
                 extent.start - self.offset,
                 extent.length,
-                extent.flags & (MAPPED | ZERO),
+                extent.flags & (MAPPED | ZERO | ABSENT),
                 extent.start,
                 self.file,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qimg.errors import CorruptImage, QimgError, StorageError
-from qimg.extent import COMPRESSED, MAPPED, ZERO, Extent, is_data, is_present, is_zero
+from qimg.extent import ABSENT, COMPRESSED, MAPPED, ZERO, Extent, is_data, is_present, is_zero
 from qimg.graph.open import open_disk
 from qimg.jobs.engine import Meter, default_workers, lock_and_local, run
 from qimg.records import record
@@ -220,14 +220,10 @@ class _Comparer:
 
 
 def _data(extent: Extent, offset: int, length: int) -> Extent | None:
-    if extent.flags & ZERO or not _keeps_data(extent):
+    if extent.flags & (ZERO | ABSENT):
         return None
     host = extent.host + offset if extent.flags & MAPPED and extent.host is not None else extent.host
     return extent._replace(start=extent.start + offset, length=length, host=host)
-
-
-def _keeps_data(extent: Extent) -> bool:
-    return extent.source is None or extent.source.keeps_data
 
 
 def _merged(disk: Disk, start: int, length: int) -> Iterator[Extent]:
@@ -325,7 +321,7 @@ def _kind(disk: Disk, extent: Extent, told: int) -> tuple[bool, bool, bool, bool
         present, place = True, False
     elif not present:
         last = last or end == disk.layers[-1].image.size
-    if not _keeps_data(extent) and not extent.flags & ZERO:
+    if extent.flags & ABSENT:
         place = data = present = False
     return data, is_zero(extent), present, place, last
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qimg.errors import CorruptImage, QimgError, StorageError, hide_passwords
-from qimg.extent import COMPRESSED, is_data, is_present, is_zero
+from qimg.extent import ABSENT, COMPRESSED, is_data, is_present, is_zero
 from qimg.graph.disk import Disk
 from qimg.graph.open import open_disk
 from qimg.records import record
@@ -46,7 +46,7 @@ class MetadataError(QimgError):
 
 def _entry(extent: Extent) -> MapEntry:
     source = extent.source
-    if source is not None and not source.keeps_data and not is_zero(extent):
+    if extent.flags & ABSENT:
         return MapEntry(*extent[:2], extent.depth, False, False, False, False, None, None)
     return MapEntry(
         extent.start,

@@ -86,8 +86,6 @@ class Storage:
     zero_init: bool = False
     #: The place has a fixed length (a block device): `resize` can only keep or shrink.
     fixed_size: bool = False
-    #: What is written can be read again; False: a place where `map` finds neither data nor holes.
-    keeps_data: bool = True
     #: Offsets in the place mean something outside of it; False: `map` shows none.
     addressed: bool = True
     #: `name` alone opens the same place; False: that takes a description by options.
@@ -186,8 +184,9 @@ class Storage:
         """Say that a range's content no longer matters. It may read as anything afterwards."""
 
     def extents(self, start: int, length: int) -> Iterator[Extent]:
-        """Data (MAPPED) and known zeros (ZERO) of ``start .. start + length``, ascending, contiguous,
-        with ``host == start`` and ``source is self``. Past the end: ZERO.
+        """Data (MAPPED) and known zeros (ZERO, with MAPPED where they take space) of
+        ``start .. start + length``, ascending, contiguous, with ``host == start`` and ``source is self``. Past
+        the end: ZERO.
 
         Coalescing is the consumer's (`Runs`). Cost is proportional to the number of runs.
         """

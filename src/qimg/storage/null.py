@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from qimg.errors import LocationError, NotSupported, OptionError
-from qimg.extent import MAPPED, ZERO, Extent
+from qimg.extent import ABSENT, MAPPED, ZERO, Extent
 from qimg.options import BOOL, NUM, SIZE, Option
 from qimg.storage.base import Limits, Storage
 from qimg.units import GIB, INT64_MAX
@@ -27,7 +27,6 @@ class NullCo(Storage):
 
     driver = "null-co"
     fixed_size = True
-    keeps_data = False
     open_options: ClassVar[tuple[Option, ...]] = (
         Option("size", SIZE, GIB, "Length of the place"),
         Option("latency-ns", NUM, 0, "Time that a request takes, in nanoseconds"),
@@ -103,7 +102,8 @@ class NullCo(Storage):
         end = start + length
         inside = max(start, min(end, self._size))
         if inside > start:
-            yield Extent(start, inside - start, ZERO if self._read_zeroes else MAPPED, 0, start, self)
+            flags = ZERO if self._read_zeroes else MAPPED | ABSENT
+            yield Extent(start, inside - start, flags, 0, start, self)
         if inside < end:
             yield Extent(inside, end - inside, ZERO, 0, inside, self)
 

@@ -56,7 +56,7 @@ class Client:
         self._start_tls = start_tls
         self._delay = reconnect_delay
         self._connecting = allocate_lock()
-        self._closed = False
+        self._closed = self._gone = False
         first = self._retry(open_timeout)
         self.export: Export = first.export
         self._connections = [first]
@@ -89,8 +89,7 @@ class Client:
             try:
                 return self._connect()
             except StorageError as error:
-                final = isinstance(error, NbdError) and not isinstance(error, ConnectionLost)
-                if final or self._closed or monotonic() + pause >= end:
+                if _is_final(error) or self._closed or monotonic() + pause >= end:
                     raise
             sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -138,18 +137,24 @@ class Client:
         with self._connecting:
             if lost not in self._connections:
                 return  # Another thread has done it.
+            if self._gone:
+                raise error  # Another thread has tried for as long as may be.
             lost.close()
             try:
                 fresh = self._retry(self._delay)
                 self._check_same(fresh)
             except StorageError as failure:
+                self._gone = True
+                if _is_final(failure):
+                    raise
                 raise error from failure
             self._connections = [fresh if known is lost else known for known in self._connections]
 
     def _check_same(self, fresh: Connection) -> None:
         """Raise NbdError if the export of a further connection is not the one of the first."""
         old, new = self.export, fresh.export
-        if any(getattr(old, name) != getattr(new, name) for name in old.__slots__):
+        same = all(getattr(old, name) == getattr(new, name) for name in old.__slots__ if name != "context")
+        if not same or (old.context is None) != (new.context is None):
             fresh.close()
             raise NbdError("NBD export has changed while the connection was lost", errno=errno.EIO)
 
@@ -158,6 +163,11 @@ class Client:
         self._closed = True
         for connection in self._connections:
             connection.close()
+
+
+def _is_final(error: StorageError) -> bool:
+    """Whether somebody was there and said so."""
+    return isinstance(error, NbdError) and not isinstance(error, ConnectionLost)
 
 
 def _load(connection: Connection) -> int:

@@ -12,7 +12,7 @@ from _thread import allocate_lock
 
 from qimg.context import Context
 from qimg.errors import LimitError, LocationError, NotSupported, OptionError, StorageError
-from qimg.extent import MAPPED, ZERO, Extent
+from qimg.extent import ABSENT, MAPPED, ZERO, Extent
 from qimg.options import BOOL, NUM, SIZE, STR, Option
 from qimg.storage import address as addresses
 from qimg.storage.base import Limits, Storage
@@ -298,8 +298,10 @@ class NbdStorage(Storage):
 
     def _flags(self, state: int) -> int:
         if self._bitmap:
-            return 0 if state & 1 else MAPPED
-        return ZERO if state & wire.STATE_ZERO else MAPPED
+            return MAPPED | ABSENT if state & 1 else MAPPED
+        if not state & wire.STATE_ZERO:
+            return MAPPED
+        return ZERO if state & wire.STATE_HOLE else ZERO | MAPPED
 
     def resize(self, size: int, preallocation: str = "off") -> None:
         if size != self.size:
