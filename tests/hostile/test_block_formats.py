@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import qimg
 from qimg.context import Context
 from qimg.errors import FormatError, QimgError
+from support.bounds import bounded
 from support.build import write_raw
 
 MIB = 1 << 20
@@ -44,12 +45,10 @@ def everything(path: Path, format: str) -> None:
         lambda: qimg.check(path, format=format, fix="all", context=context),
         lambda: _write(path, format, context),
     ):
-        start = time.monotonic()
         try:
             action()
         except QimgError as error:
             assert "\n" not in str(error)
-        assert time.monotonic() - start < 20
 
 
 def _read(path: Path, format: str, context: Context) -> None:
@@ -99,7 +98,8 @@ def test_any_damage_ends_in_an_answer_or_an_error(
             data[64:68] = bytes(4)
             data[64:68] = struct.pack(">I", ~sum(data[:512]) & 0xFFFFFFFF)
         path.write_bytes(data[:cut])
-        everything(path, format)
+        with bounded():
+            everything(path, format)
 
     run()
 

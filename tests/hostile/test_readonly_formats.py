@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from qimg.errors import QimgError
 from qimg.formats import registry
 from qimg.storage.memory import MemoryStorage
 from support import udif
+from support.bounds import bounded
 from support.udif import Chunk
 
 SECONDS = 20
@@ -266,7 +268,8 @@ def test_a_changed_image_reads_or_fails_with_an_error_of_ours(format: str, data:
         image[at : at + len(new)] = new
     if data.draw(st.booleans()):
         del image[data.draw(st.integers(0, len(image))) :]
-    read_somehow(format, bytes(image))
+    with bounded():
+        read_somehow(format, bytes(image))
 
 
 CHUNKS = [
@@ -290,10 +293,8 @@ def test_changed_chunks_of_every_kind_read_or_fail_with_an_error_of_ours(data: s
     image = udif.udif([*chunks[:number], chunks[number]._replace(data=bytes(stored)), *chunks[number + 1 :]])
     opened = registry.get("dmg").open(MemoryStorage(image), context=Context())
     buf = bytearray(opened.size)
-    try:
+    with bounded(), suppress(QimgError):
         opened.read_into(buf, 0)
-    except QimgError:
-        return
     assert len(buf) == opened.size
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import qimg
 from qimg.context import Context
 from qimg.errors import FormatError, OpenError, QimgError
+from support.bounds import bounded
 from support.run import run_qimg_inprocess, run_real
 from support.vhdx import (
     BAT,
@@ -489,5 +490,6 @@ def test_any_damage_ends_in_a_result_or_an_error_of_ours(
         resealed(raw)
     hurt = tmp_path / "hurt"
     hurt.write_bytes(raw if cut is None else raw[:cut])
-    use(hurt)
+    with bounded():
+        use(hurt)
     hurt.unlink()
