@@ -34,6 +34,8 @@ def as_release_7(line: str, ours: Result) -> Result:
         out = release7.info_json(out) if out.startswith(("{", "[")) else release7.info_human(out)
     elif command == "map":
         out = release7.map_json(out)
+    elif line.startswith("snapshot -l"):
+        out = release7.snapshot_table(out)
     return Result(ours.code, out, release7.errors(ours.err))
 
 

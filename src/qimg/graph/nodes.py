@@ -81,7 +81,8 @@ _CACHE_NAMES = {
 _SIGNIFICANT = {
     "raw": ("offset", "size"),
     "luks": ("key-secret", "header.*"),
-    "qcow2": ("encrypt.*",),
+    "qcow": ("encrypt.key-secret",),
+    "qcow2": ("encrypt.key-secret",),
 }
 
 _DISCARD = {"ignore": False, "off": False, "unmap": True, "on": True}
@@ -238,13 +239,16 @@ class Builder:
         gate: Gate = OPEN,
         for_check: bool = False,
         for_info: bool = False,
+        keyless: bool = False,
         open_chain: Callable[[Builder, Location, Mode, str | None], tuple[Disk, Node]] | None = None,
     ) -> None:
-        """`open_chain` opens a format node that serves as a child, with its backing files."""
+        """`keyless`: encrypted images need no key, for they are not read. `open_chain` opens a format node
+        that serves as a child, with its backing files."""
         self.context = context
         self.gate = gate
         self.for_check = for_check
         self.for_info = for_info
+        self._keyless = keyless
         self._open_chain = open_chain
         self._names: set[str] = set()
         #: Nodes that others may refer to, by ``node-name``.
@@ -324,7 +328,7 @@ class Builder:
                 options=options,
                 context=self.context,
                 for_check=self.for_check,
-                for_info=self.for_info,
+                for_info=self.for_info or self._keyless,
             )
             if guessed and driver == "raw" and mode.writable:
                 image.guard_first_sector(_probe_content)  # type: ignore[attr-defined]

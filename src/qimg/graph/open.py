@@ -114,6 +114,7 @@ def open_disk(
     backing: bool = True,
     for_check: bool = False,
     for_info: bool = False,
+    keyless: bool = False,
     raw_shares_all: bool = False,
     gate: Gate = OPEN,
 ) -> Disk:
@@ -121,7 +122,8 @@ def open_disk(
 
     Read-only unless `writable` (which applies to the top image only). Locks as the common sheet says
     (section 11); `raw_shares_all`: raw images, also as backing files, let others write meanwhile, as with
-    every command of the real program but convert, whose sources exclude writers.
+    every command of the real program but convert, whose sources exclude writers; `keyless`: no data is going
+    to be read, so encrypted images need no key.
     Raises OpenError (whose text is the whole message of the real program), OptionError, LocationError,
     GateError (not wrapped).
     """
@@ -131,6 +133,7 @@ def open_disk(
         gate=gate,
         for_check=for_check,
         for_info=for_info,
+        keyless=keyless,
         open_chain=_open_child,
     )
     try:

@@ -203,7 +203,7 @@ def check_backing(plan: CreatePlan, file: str, *, unsafe: bool, context: Context
         force_share=True,
     )
     try:
-        with open_disk(spec, context=context) as disk:
+        with open_disk(spec, context=context, keyless=True) as disk:
             if recorded is None:
                 found = disk.top.format_name
                 plan.values["backing_fmt"] = found
