@@ -153,6 +153,16 @@ def test_nothing_is_encrypted_to_nothing() -> None:
     assert made.encrypt(b"", 0) == b""
 
 
+def test_a_cipher_that_forgot_its_key_holds_zeros_and_works_no_more() -> None:
+    made = sector_cipher("aes-256", "xts", "plain64", None, noise(64))
+    keys = made._keys
+    assert b"".join(keys) == noise(64)
+    made.forget()
+    assert b"".join(keys) == bytes(64)
+    with pytest.raises(AttributeError):
+        made.encrypt(bytes(SECTOR), 0)
+
+
 def test_threads_share_a_cipher() -> None:
     made = sector_cipher("aes-256", "xts", "plain64", None, noise(64))
     plain = noise(SECTORS * SECTOR)

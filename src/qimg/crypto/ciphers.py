@@ -25,7 +25,8 @@ _PLAIN = {"plain": (1 << 32) - 1, "plain64": (1 << 64) - 1}
 class _Keyed:
     """A block cipher with its key."""
 
-    def __init__(self, family: str, key: bytes) -> None:
+    def __init__(self, family: str, key: bytearray) -> None:
+        """`key` stays in use and is the caller's to wipe."""
         from cryptography.hazmat.primitives.ciphers import Cipher, modes
 
         self.block = names.FAMILIES[family][0]
@@ -52,13 +53,20 @@ def _algorithm(family: str) -> Any:
 class SectorCipher:
     """One key in one mode. May be used by many threads at once: each has its own scratch memory."""
 
-    def __init__(self, make_mode: Callable[[], Mode], vectors: Callable[[int, int], Bytes]) -> None:
-        """`make_mode` gives a thread its mode; `vectors(sector, count)` the vectors of `count` sectors."""
+    def __init__(
+        self,
+        make_mode: Callable[[], Mode],
+        vectors: Callable[[int, int], Bytes],
+        keys: tuple[bytearray, ...] = (),
+    ) -> None:
+        """`make_mode` gives a thread its mode; `vectors(sector, count)` the vectors of `count` sectors;
+        `keys` are what `forget` wipes."""
         from _thread import _local
 
         self._local: Any = _local()
         self._make_mode = make_mode
         self._vectors = vectors
+        self._keys = keys
 
     def decrypt(self, buf: Buffer, sector: int) -> None:
         """Decrypt `buf`, whole sectors the first of which has the number `sector`, where it is."""
@@ -73,6 +81,12 @@ class SectorCipher:
     def encrypt_into(self, data: Bytes, target: Buffer, sector: int) -> None:
         """The same into `target`, as long as `data`; it may be `data` itself."""
         self._run(self._mode().encrypt, data, target, sector)
+
+    def forget(self) -> None:
+        """Wipe the keys, as the last call. OpenSSL wipes its own copies when it is done with them."""
+        self._local = None
+        for key in self._keys:
+            key[:] = bytes(len(key))
 
     def _mode(self) -> Mode:
         mode: Mode | None = getattr(self._local, "mode", None)
@@ -98,7 +112,7 @@ def sector_cipher(
     cipher: str, mode: str, ivgen: str | None, ivgen_hash: str | None, key: bytes | bytearray
 ) -> SectorCipher:
     """The cipher called `cipher` (``aes-256``) in `mode`, with vectors by `ivgen`; None: no vectors, `ecb`
-    only. `key` is twice as long with `xts`. The key is copied into the cipher's own memory.
+    only. `key` is twice as long with `xts`; it is copied.
 
     Raises NotSupported for what the installation lacks, QimgError for a combination that makes no sense."""
     family, size = names.split(cipher)
@@ -106,13 +120,13 @@ def sector_cipher(
         raise NotSupported(f"Cipher mode '{mode}' not supported")
     if len(key) != size * (2 if mode == "xts" else 1):
         raise QimgError(f"Cipher key length {len(key)} should be {size * (2 if mode == 'xts' else 1)}")
-    keyed = _Keyed(family, bytes(key[:size]))
+    halves = bytearray(key[:size]), bytearray(key[size:])
+    keyed = _Keyed(family, halves[0])
     if mode == "xts" and keyed.block != 16:
         raise NotSupported("Unsupported cipher mode xts")
-    tweak = _Keyed(family, bytes(key[size:])) if mode == "xts" else None
-    return SectorCipher(
-        lambda: _make_mode(mode, keyed, tweak), _vectors(family, mode, ivgen, ivgen_hash, key)
-    )
+    tweak = _Keyed(family, halves[1]) if mode == "xts" else None
+    vectors = _vectors(family, mode, ivgen, ivgen_hash, key)
+    return SectorCipher(lambda: _make_mode(mode, keyed, tweak), vectors, halves)
 
 
 def _make_mode(name: str, keyed: _Keyed, tweak: _Keyed | None) -> Mode:
@@ -163,7 +177,7 @@ def _essiv(family: str, ivgen_hash: str | None, key: bytes | bytearray) -> Calla
     from qimg.crypto.kdf import digest
 
     essiv_cipher(family, ivgen_hash)
-    keyed = _Keyed(family, digest(str(ivgen_hash), key))
+    keyed = _Keyed(family, bytearray(digest(str(ivgen_hash), key)))
 
     def essiv(sector: int, count: int) -> Bytes:
         from qimg.vec.sectors import SLACK, numbers

@@ -112,9 +112,9 @@ class Scheme:
             essiv_cipher(family, self.ivgen_hash)
         kdf.hasher(self.hash)
 
-    def sector_cipher(self, key: Bytes) -> SectorCipher:
+    def sector_cipher(self, key: bytearray) -> SectorCipher:
         """The cipher keyed by `key`. Raises NotSupported."""
-        return sector_cipher(self.cipher, self.mode, self.ivgen, self.ivgen_hash, bytes(key))
+        return sector_cipher(self.cipher, self.mode, self.ivgen, self.ivgen_hash, key)
 
     @property
     def mode_spec(self) -> str:
@@ -183,7 +183,9 @@ class LuksHeader:
         size = header.key_bytes
         slot_key = kdf.pbkdf2(self.scheme.hash, passphrase, slot.salt, slot.iterations, size)
         material = area.read(slot.material_sector * SECTOR, round_up(size * STRIPES, SECTOR))
-        self.scheme.sector_cipher(slot_key).decrypt(material, 0)
+        cipher = self.scheme.sector_cipher(slot_key)
+        cipher.decrypt(material, 0)
+        cipher.forget()
         key = kdf.merge(memoryview(material)[: size * STRIPES], STRIPES, self.scheme.hash)
         kdf.wipe(slot_key, material)
         if self._digest(key) == header.digest:
@@ -257,7 +259,9 @@ class LuksHeader:
         slot_key = kdf.pbkdf2(hash, passphrase, salt, iterations, size)
         plain = kdf.split(key, STRIPES, hash)
         plain += bytes(-len(plain) % SECTOR)
-        material = self.scheme.sector_cipher(slot_key).encrypt(plain, 0)
+        cipher = self.scheme.sector_cipher(slot_key)
+        material = cipher.encrypt(plain, 0)
+        cipher.forget()
         kdf.wipe(slot_key, plain)
         old = self.slots[number]
         return (

@@ -7,7 +7,7 @@ sees plain ones and need not know. It is addressed as what lies below.
 from __future__ import annotations
 
 from qimg.errors import NotSupported
-from qimg.extent import MAPPED, Extent
+from qimg.extent import MAPPED, ZERO, Extent
 from qimg.storage.base import Filter, Limits
 from qimg.units import SECTOR, round_down, round_up
 
@@ -58,7 +58,11 @@ class Encrypted(Filter):
         start, end = round_down(offset, SECTOR), round_up(offset + len(buf), SECTOR)
         if (start, end) == (offset, offset + len(buf)):
             self.child.read_into(buf, offset)
-            self._cipher.decrypt(buf, self._number(offset))
+            there = (
+                min(end, round_up(self.child.size, SECTOR)) - start
+            )  # behind the end are zeros, not secrets
+            if there > 0:
+                self._cipher.decrypt(memoryview(buf)[:there], self._number(offset))
         else:
             whole = bytearray(end - start)
             self.read_into(whole, start)
@@ -91,6 +95,10 @@ class Encrypted(Filter):
             view = self._local.view = memoryview(mmap.mmap(-1, _AT_ONCE))
         return view
 
+    def _end(self) -> int:
+        """The end of the child's last sector, which may be cut short."""
+        return round_up(self.child.size, SECTOR)
+
     def _number(self, offset: int) -> int:
         """The number of the sector at `offset`."""
         return self._first_sector + offset // SECTOR
@@ -102,7 +110,15 @@ class Encrypted(Filter):
             self.write(zeros[: offset + length - at], at)
 
     def extents(self, start: int, length: int) -> Iterator[Extent]:
-        yield Extent(start, length, MAPPED, 0, start, self)
+        inside = max(0, min(length, self._end() - start))
+        if inside:
+            yield Extent(start, inside, MAPPED, 0, start, self)
+        if inside < length:
+            yield Extent(start + inside, length - inside, ZERO, 0, start + inside, self)
 
     def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
         raise NotSupported("Encrypted data cannot be copied by the kernel or the server")
+
+    def forget(self) -> None:
+        """Wipe the key; nothing can be read or written any more."""
+        self._cipher.forget()

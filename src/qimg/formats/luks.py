@@ -169,6 +169,8 @@ class LuksImage(Image):
         return image
 
     def close(self) -> None:
+        if self._plain is not None:
+            self._plain.forget()
         if self._attached is not None:
             self._attached.close()
         self.file.close()
