@@ -37,9 +37,9 @@ def parse(name: str) -> dict[str, Value]:
 
 def _parse_old(text: str) -> dict[str, Value]:
     """``HOST:PORT[:exportname=EXPORT]``, ``unix:PATH[:exportname=EXPORT]``."""
-    where, _, export = text.partition(_EXPORT)
-    if not where:
-        return {}
+    where, named, export = text.partition(_EXPORT)
+    if not where or (named and not export):
+        return {}  # The real program takes nothing from such a name either.
     if where.startswith("unix:"):
         address = unix(where[5:])
     elif where.startswith("["):
@@ -68,7 +68,7 @@ def _parse_url(scheme: str, rest: str) -> dict[str, Value]:
     if not valid or len(words) != len(sockets) + len(more):
         raise LocationError("No valid URL specified")
     address = unix(sockets[0]) if local else inet(unquote(host), port)
-    options = _options(address, unquote(path.lstrip("/")))
+    options = _options(address, unquote(path))
     if tls:
         options.update(tls=True, **more)
     return options
