@@ -79,17 +79,17 @@ class FreshStream(Part):
 
     # -- writing
 
-    def _put(self, data: Bytes) -> int:
+    def _put(self, *parts: Bytes) -> int:
         """Append whole sectors; the sector of the first."""
-        sector = self._end // SECTOR
-        if sector + len(data) // SECTOR > MAX_SECTOR:
+        sector, length = self._end // SECTOR, sum(map(len, parts))
+        if sector + length // SECTOR > MAX_SECTOR:
             from errno import EFBIG
 
             from qimg.errors import StorageError
 
             raise StorageError("File too large", errno=EFBIG, offset=self._end)
-        self._writer.put(self._end, data)
-        self._end += len(data)
+        self._writer.put(self._end, *parts)
+        self._end += length
         return sector
 
     def _start(self) -> None:
@@ -124,7 +124,7 @@ class FreshStream(Part):
     def write_encoded(self, guest: int, data: bytes) -> None:
         self._start()
         index = self._entry(guest)
-        self._table[index] = self._put(with_marker(guest, data))
+        self._table[index] = self._put(*with_marker(guest, data))
 
     def allocate(self, start: int, length: int) -> list[Extent]:
         raise NotSupported("Compressed extents take whole compressed grains only")

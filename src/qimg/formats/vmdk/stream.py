@@ -16,7 +16,6 @@ from qimg.extent import COMPRESSED
 from qimg.formats.vmdk.sparse import SparsePart
 from qimg.formats.vmdk.structs import GRAIN_MARKER, SECTOR, Marker
 from qimg.formats.vmdk.writing import BatchWriter
-from qimg.units import round_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,10 +36,10 @@ def encode_grain(data: Bytes) -> bytes:
     return codec("zlib").compress(data)
 
 
-def with_marker(guest: int, code: Bytes) -> bytes:
+def with_marker(guest: int, code: Bytes) -> tuple[Bytes, Bytes, Bytes]:
     """A deflated grain as it stands in the file: marker, data, zeros up to the next sector."""
     head = (guest // SECTOR).to_bytes(8, "little") + len(code).to_bytes(4, "little")
-    return b"".join((head, code, bytes(-(GRAIN_MARKER + len(code)) % SECTOR)))
+    return head, code, bytes(-(GRAIN_MARKER + len(code)) % SECTOR)
 
 
 class StreamPart(SparsePart):
@@ -133,8 +132,8 @@ class StreamPart(SparsePart):
         if table.words(low, low + 1)[0]:
             raise _written(guest)
         record = with_marker(guest, data)
-        host = self.take(round_up(len(record), SECTOR), SECTOR)
-        self._writer.put(host, record)
+        host = self.take(sum(map(len, record)), SECTOR)
+        self._writer.put(host, *record)
         table.put(low, array("I", [host // SECTOR]))
 
     def allocate(self, start: int, length: int) -> list[Extent]:

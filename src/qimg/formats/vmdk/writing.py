@@ -31,13 +31,13 @@ class BatchWriter:
         self._parts: list[Bytes] = []
         self.pending = 0
 
-    def put(self, offset: int, data: Bytes) -> None:
-        """Write `data` at byte `offset`, sooner or later. Raises StorageError."""
+    def put(self, offset: int, *parts: Bytes) -> None:
+        """Write `parts`, one behind the other, at byte `offset`, sooner or later. Raises StorageError."""
         if offset != self._start + self.pending:
             self.flush()
             self._start = offset
-        self._parts.append(data)
-        self.pending += len(data)
+        self._parts += parts
+        self.pending += sum(map(len, parts))
         if self.pending >= BATCH:
             self.flush()
 
