@@ -33,13 +33,12 @@ numbers of states are capped (`limit`), and which are taken hangs on `seed`: the
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -134,63 +133,80 @@ class Recording:
         self.before = before
         self.events = events
 
-    def _gaps(self) -> Iterator[_Gap]:
-        """One for each barrier that makes something durable, and the end."""
+    def _barriers(self) -> list[int]:
+        """Numbers of the events that make something durable, and that of the end."""
+        found = []
+        pending = set()
+        for number, (name, event) in enumerate(self.events):
+            if event.kind != FLUSH:
+                pending.add(name)
+            elif name in pending:
+                found.append(number)
+                pending.remove(name)
+        return [*found, len(self.events)]
+
+    def _gaps(self, wanted: Collection[int]) -> Iterator[_Gap]:
+        """Those before the events `wanted`, one after the other."""
         durable = {name: bytearray(content) for name, content in self.before.items()}
         pending: list[_Piece] = []
-        for number, (name, event) in enumerate(self.events):
+        for number, (name, event) in enumerate([*self.events, ("", None)]):
+            if number in wanted:
+                yield _Gap(number, {key: bytes(value) for key, value in durable.items()}, list(pending))
+            if event is None:
+                return
             if event.kind != FLUSH:
                 pending.append(_Piece(name, event))
                 continue
-            ripe = [piece for piece in pending if piece.name == name]
-            if ripe:
-                yield _Gap(number, {key: bytes(value) for key, value in durable.items()}, list(pending))
-            for piece in ripe:
-                _apply(durable[name], piece, b"\0")
+            for piece in pending:
+                if piece.name == name:
+                    _apply(durable[name], piece, b"\0")
             pending = [piece for piece in pending if piece.name != name]
-        yield _Gap(len(self.events), {key: bytes(value) for key, value in durable.items()}, pending)
 
     def states(self, *, limit: int = LIMIT, seed: int = 0) -> Iterator[State]:
         """At most `limit` states, all different, in the order of time. Each gap has its share; if there are
         more gaps than shares, the first and last gaps and some between are looked at."""
         chance = random.Random(seed)
-        gaps = list(self._gaps())
-        share = max(3, limit // len(gaps))
-        if share * len(gaps) > limit:
-            inner = range(4, len(gaps) - 8)
+        barriers = self._barriers()
+        share = max(3, limit // len(barriers))
+        if share * len(barriers) > limit:
+            inner = range(4, len(barriers) - 8)
             wanted = set(chance.sample(inner, min(len(inner), max(0, limit // share - 12))))
-            gaps = [gap for at, gap in enumerate(gaps) if at < 4 or at >= len(gaps) - 8 or at in wanted]
-        seen: set[bytes] = set()
-        for gap in gaps:
+            barriers = [
+                number
+                for at, number in enumerate(barriers)
+                if at < 4 or at >= len(barriers) - 8 or at in wanted
+            ]
+        seen: set[tuple[int, ...]] = set()
+        for gap in self._gaps(barriers):
             found = 0
+            last = gap.number == len(self.events)
+            tried: set[object] = set()
             # A choice may give a state that was seen before.
             for choice in range(share * 3):
                 what, pieces = _chosen(gap.pending, choice, chance)
-                state = _state(gap, what, pieces, chance, durable=gap is gaps[-1])
-                digest = _digest(state.files)
-                if digest in seen and not (gap is gaps[-1] and choice < 2):
+                rubbish = chance.choice([b"\0", b"\xd5\x80\x00\x01"])
+                again = last and choice < 2  # durable: to be looked at anyhow
+                way = (rubbish, *((id(piece.event), piece.sectors) for piece in pieces))
+                if way in tried and not again:
                     continue
-                seen.add(digest)
+                tried.add(way)
+                state = _state(gap, what, pieces, rubbish, durable=last)
+                # Contents that are kept remember their hash: only what has changed is gone over.
+                content = tuple(hash(state.files[name]) for name in sorted(state.files))
+                if content in seen and not again:
+                    continue
+                seen.add(content)
                 yield state
                 found += 1
                 if found == share:
                     break
 
 
-def _digest(files: Files) -> bytes:
-    digest = hashlib.blake2b()
-    for name in sorted(files):
-        digest.update(len(files[name]).to_bytes(8, "big"))
-        digest.update(files[name])
-    return digest.digest()
-
-
-def _state(gap: _Gap, what: str, pieces: list[_Piece], chance: random.Random, *, durable: bool) -> State:
-    rubbish = chance.choice([b"\0", b"\xd5\x80\x00\x01"])
-    contents = {name: bytearray(content) for name, content in gap.files.items()}
+def _state(gap: _Gap, what: str, pieces: list[_Piece], rubbish: bytes, *, durable: bool) -> State:
+    changed = {name: bytearray(gap.files[name]) for name in {piece.name for piece in pieces}}
     for piece in pieces:
-        _apply(contents[piece.name], piece, rubbish)
-    files = {name: bytes(content) for name, content in contents.items()}
+        _apply(changed[piece.name], piece, rubbish)
+    files = {**gap.files, **{name: bytes(content) for name, content in changed.items()}}
     return State(files, f"before event {gap.number}: {what}", durable)
 
 
