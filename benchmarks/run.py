@@ -27,6 +27,7 @@ from pathlib import Path
 
 import convert
 import inplace
+import remote
 import tables
 from bench import MIB, ROOT, Cost, Job, Row, Workshop
 
@@ -95,7 +96,7 @@ def arguments() -> argparse.Namespace:
 
 def jobs(shop: Workshop, only: list[str] | None) -> list[Job]:
     """The chosen ones."""
-    found = [*convert.jobs(shop), *tables.jobs(shop), *inplace.jobs(shop)]
+    found = [*convert.jobs(shop), *tables.jobs(shop), *inplace.jobs(shop), *remote.jobs(shop)]
     found = [job for job in found if not (job.full_only and shop.quick)]
     return [job for job in found if only is None or any(text in job.name for text in only)]
 

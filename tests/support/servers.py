@@ -16,8 +16,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 from support import peers
 
@@ -174,6 +177,20 @@ def vsftpd() -> Iterator[tuple[Path, str]]:
             yield root, f"ftp://127.0.0.1:{port}"
 
 
+@cache
+def python_with_pyftpdlib() -> str:
+    """An interpreter that has the FTP server. Skips the running test where none has, or fails it where peers
+    are required."""
+    for python in ("/usr/bin/python3", sys.executable):
+        probe = (python, "-W", "ignore", "-c", "from pyftpdlib.handlers import TLS_FTPHandler")
+        if peers.find(python) and subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+            return python
+    reason = peers.SKIP_PREFIX + "python3-pyftpdlib and python3-openssl"
+    if peers.required():
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
 @contextmanager
 def ftp_with_passwords(*, tls: bool = False) -> Iterator[tuple[Path, str]]:
     """An FTP server (pyftpdlib) for user u with password p; with `tls` inside TLS from the first byte on."""
@@ -185,7 +202,8 @@ def ftp_with_passwords(*, tls: bool = False) -> Iterator[tuple[Path, str]]:
             pem.write_text("".join((top / f"server-{name}.pem").read_text() for name in ("key", "cert")))
         port = free_port()
         # Without the warnings: what it is made of is deprecated in Python 3.11.
-        command = (sys.executable, "-W", "ignore", _FTP_SERVER, root, str(port), *((pem,) if tls else ()))
+        python = python_with_pyftpdlib()
+        command = (python, "-W", "ignore", _FTP_SERVER, root, str(port), *((pem,) if tls else ()))
         with running(command, lambda: answers(port), top / "ftp.log"):
             yield root, f"{'ftps' if tls else 'ftp'}://127.0.0.1:{port}"
 
