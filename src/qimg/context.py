@@ -36,6 +36,15 @@ def _as_python_warning(notice: Notice) -> None:
     warnings.warn(text, QimgWarning, stacklevel=4)
 
 
+class Secret:
+    """A passphrase; `data` are its bytes, in UTF-8."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
 class Context:
     """`warn` receives every Notice; `objects` maps ids to the user's objects (``--object``)."""
 
@@ -48,6 +57,11 @@ class Context:
     ) -> None:
         self.warn = warn
         self.objects = {} if objects is None else objects
+
+    def add_secret(self, id: str, data: bytes) -> None:
+        """Let `data` be the secret called `id`, to which options like ``key-secret`` refer: what
+        ``--object secret`` does on the command line."""
+        self.objects[id] = Secret(data)
 
     def secret(self, id: str) -> bytes:
         """The passphrase that the secret object called `id` holds. Raises OptionError (luks sheet 8)."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from qimg.context import Secret
 from qimg.errors import OptionError, StorageError
 from qimg.graph.location import ID_HINT, is_identifier
 from qimg.options import parse_bool
@@ -137,10 +138,10 @@ def add_object(text: str, objects: dict[str, object]) -> UserObject:
 def secret(objects: dict[str, object], id: str) -> bytes:
     """The bytes of the secret called `id`. Raises OptionError."""
     found = objects.get(id)
-    if not isinstance(found, UserObject):
-        raise OptionError(f"No secret with id '{id}'", option="id")
-    if found.type not in _SECRETS:
+    if isinstance(found, UserObject) and found.type not in _SECRETS:
         raise OptionError(f"Object with id '{id}' is not a secret", option="id")
+    if not isinstance(found, UserObject | Secret):
+        raise OptionError(f"No secret with id '{id}'", option="id")
     if found.data is None:
         raise OptionError(f"Secret with id '{id}' has no data", option="id")
     return found.data

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import qimg
+from qimg.context import Context
 from support import crash, secrets
 from support.build import content, write_raw
 from support.model import Guest, assert_holds
@@ -140,6 +141,18 @@ def test_content_is_not_in_the_file_as_it_is(method: str, tmp_path: Path) -> Non
     assert b"a well known text" not in path.read_bytes()
     with qimg.open(secrets.where(path), context=CONTEXT) as disk:
         assert disk.read(0, 17) == b"a well known text"
+
+
+def test_a_program_that_uses_the_library_gives_passphrases_by_its_context(tmp_path: Path) -> None:
+    context = Context(lambda _: None)
+    context.add_secret(secrets.ID, secrets.PASSPHRASE.encode())
+    for method, chosen in METHODS.items():
+        path = tmp_path / method
+        qimg.create(path, format="qcow2", size=SIZE, options=options(chosen), context=context)
+        assert_holds(path, bytes(SIZE))
+        with qimg.open(secrets.where(path), context=context) as disk:
+            assert disk.read(0, SIZE) == bytes(SIZE)
+    assert secrets.PASSPHRASE not in repr(context.objects)
 
 
 def test_a_key_is_not_needed_for_what_info_tells(tmp_path: Path) -> None:
