@@ -36,8 +36,6 @@ ABSENT, DISCARDED = 0xFFFFFFFF, 0xFFFFFFFE
 #: The map's bytes, rounded up to sectors, have to fit 31 bits (section 7).
 MAX_BLOCKS = 536870784
 MAX_SIZE = MAX_BLOCKS * BLOCK
-#: Errors after which a check gives up; no map is worth more lines than that.
-MAX_FINDINGS = 1 << 17
 _WORD = 4
 _NO_UUID = bytes(16)
 
@@ -210,18 +208,20 @@ class VdiImage(BlockImage):
         for first, table, low, high in self.pieces(0, self.header.blocks, create=False):
             for index, word in enumerate(table.words(low, high), first):
                 if word < shift:
-                    self._move_block(index, word)
+                    self.move_block(index, word)
         self.flush()
         self.file.zero(place, shift * BLOCK)
         return place, shift
 
-    def _move_block(self, index: int, word: int) -> None:
-        """Copy a data block to the end, and stage that it is there."""
-        assert self._next is not None
+    def move_block(self, index: int, word: int, to: int | None = None) -> None:
+        """Copy data block `word`, which block `index` has, to data block `to` (None: a new one at the end),
+        and stage that the block is there."""
         content = self.file.read(self.code.host(word), BLOCK)
-        host, _count = self.place(index, 1)
+        host = self.place(index, 1)[0] if to is None else self.code.host(to)
         if any(content):
             self.file.write(content, host)
+        elif host < self.file.size:
+            self.file.zero(host, min(BLOCK, self.file.size - host))
         self._map.put(index, self.code.words(host, 1, "I"))
 
     def _longer_map(self, place: int, blocks: int, shift: int) -> WordTable:
@@ -252,47 +252,23 @@ class VdiImage(BlockImage):
     # -- check
 
     def check(self, report: Callable[[str], None], fix: str | None = None) -> CheckResult:
-        if fix is not None:
-            raise NotSupported("This image format does not support checks")
-        result = CheckResult()
-        allocated = 0
-        blocks = self.header.blocks
-        seen = bytearray(-(-blocks // 8))
-        for base, table, low, high in self.pieces(0, blocks, create=False):
-            words = table.words(low, high)
-            for at, stop, _flags, host in self.code.runs(words):
-                if host is not None:
-                    allocated += self._check_run(base + at, words[at:stop], seen, report, result)
-        if allocated != self.header.blocks_allocated:
-            report(
-                f"ERROR: allocated blocks mismatch, is {allocated}, should be {self.header.blocks_allocated}"
-            )
-            result.corruptions += 1
-        return result
+        from qimg.formats.vdi_check import Checker
 
-    def _check_run(
-        self,
-        first: int,
-        words: array[int],
-        seen: bytearray,
-        report: Callable[[str], None],
-        result: CheckResult,
-    ) -> int:
-        """Look at the entries `words` of blocks from `first` on; how many lie where blocks can lie."""
-        allocated = 0
-        if result.corruptions > MAX_FINDINGS:
-            raise LimitError("There are too many errors in the block map to go on")
-        for number, word in enumerate(words, first):
-            if word >= self.header.blocks:
-                report(f"ERROR: block index {number} too large, is {word}")
-                result.corruptions += 1
-                continue
-            allocated += 1
-            if seen[word >> 3] >> (word & 7) & 1:
-                report(f"ERROR: block index {word} also used by {word}")
-                result.corruptions += 1
-            seen[word >> 3] |= 1 << (word & 7)
-        return allocated
+        return Checker(self, report, fix).run()
+
+    def clear_entry(self, index: int) -> None:
+        """Stage that block `index` has no place."""
+        self._map.put(index, array("I", [ABSENT]))
+
+    def set_allocated(self, count: int) -> None:
+        """Say, durably, that the first `count` data blocks are in use; the file ends behind them then."""
+        self._next = self.header.blocks_allocated = count
+        self.file.write(self.header.pack(), 0)
+        self.file.flush()
+        end = self.code.base + count * BLOCK
+        if self.header.type == DYNAMIC and not self.file.fixed_size and self.file.size > end:
+            self.file.resize(end)
+            self.file.flush()
 
 
 def parse(file: Storage) -> Header:
