@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import convert
+import encrypted
 import inplace
 import remote
 import tables
@@ -96,7 +97,13 @@ def arguments() -> argparse.Namespace:
 
 def jobs(shop: Workshop, only: list[str] | None) -> list[Job]:
     """The chosen ones."""
-    found = [*convert.jobs(shop), *tables.jobs(shop), *inplace.jobs(shop), *remote.jobs(shop)]
+    found = [
+        *convert.jobs(shop),
+        *tables.jobs(shop),
+        *inplace.jobs(shop),
+        *encrypted.jobs(shop),
+        *remote.jobs(shop),
+    ]
     found = [job for job in found if not (job.full_only and shop.quick)]
     return [job for job in found if only is None or any(text in job.name for text in only)]
 

@@ -56,7 +56,7 @@ HASHES = [
 def test_the_real_program_reads_what_we_encrypt_and_we_what_it_encrypts(
     scheme: dict[str, str], tmp_path: Path
 ) -> None:
-    """More than two pieces of our cipher, and a sector beyond."""
+    """The content is more than one piece of our cipher."""
     size = 600 * 512
     (tmp_path / "a.raw").write_bytes(os.urandom(size))
     plain = (tmp_path / "a.raw").read_bytes()

@@ -14,7 +14,7 @@ from qimg.crypto.ciphers import sector_cipher
 from qimg.errors import NotSupported, QimgError
 
 SECTOR = 512
-#: More than two pieces, and a last one that is short.
+#: More than one piece, and a last one that is short.
 SECTORS = 600
 
 # IEEE 1619-2007, annex B: vectors 4 (AES-128) and 10 (AES-256), data unit of 512 bytes 00 01 .. ff 00 .. ff.
