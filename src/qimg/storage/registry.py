@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # name -> "module:class"; None: known by name, not written yet.
 STORAGES: dict[str, str | None] = {
+    "az": "qimg.storage.s3:Az",
     "blkdebug": "qimg.storage.filters.blkdebug:BlkDebug",
     "blklogwrites": "qimg.storage.filters.blklogwrites:BlkLogWrites",
     "blkreplay": None,
@@ -23,6 +24,7 @@ STORAGES: dict[str, str | None] = {
     "ftp": "qimg.storage.ftp:FtpFile",
     "ftps": "qimg.storage.ftp:FtpsFile",
     "gluster": None,
+    "gs": "qimg.storage.s3:Gs",
     "host_cdrom": None,
     "host_device": "qimg.storage.device:HostDevice",
     "http": "qimg.storage.http:HttpFile",
@@ -38,7 +40,7 @@ STORAGES: dict[str, str | None] = {
     "quorum": "qimg.storage.filters.quorum:Quorum",
     "rbd": None,
     "replication": None,
-    "s3": None,
+    "s3": "qimg.storage.s3:S3",
     "snapshot-access": None,
     "ssh": "qimg.storage.ssh:SshFile",
     "throttle": "qimg.storage.filters.throttle:Throttle",
