@@ -417,3 +417,10 @@ def test_measure_tells_what_convert_makes(options: str, images: Path, tmp_path: 
 def test_an_image_of_parallels_itself_reads_as_the_real_program_reads_it(images: Path) -> None:
     with qimg.open(images / "v2.hds") as disk:
         assert disk.read(0, disk.size) == real_content(images / "v2.hds", format="parallels")
+
+
+def test_a_grown_image_has_the_header_of_one_that_was_made_as_large(tmp_path: Path) -> None:
+    for name, size in (("a.hds", "3M"), ("b.hds", "100M")):
+        run_real(["create", "-q", "-f", "parallels", name, size], tmp_path).ok()
+    run_qimg_inprocess(["resize", "a.hds", "100M"], tmp_path).ok()
+    assert (tmp_path / "a.hds").read_bytes() == (tmp_path / "b.hds").read_bytes()

@@ -7,6 +7,7 @@ from qimg.errors import FormatError, LimitError, OptionError
 from qimg.formats.base import Format, Measure
 from qimg.formats.parallels.image import ParallelsImage
 from qimg.formats.parallels.structs import (
+    HEADS,
     IN_USE,
     MAGIC_V2,
     MAX_TRACKS,
@@ -107,12 +108,11 @@ class Parallels(Format):
         header = Header(
             magic=MAGIC_V2,
             version=VERSION,
-            heads=16,
-            cylinders=min(size // SECTOR // 16 // 32, 0xFFFFFFFF),
+            heads=HEADS,
             tracks=cluster // SECTOR,
             bat_entries=entries,
-            sectors=size // SECTOR,
         )
+        header.set_size(size)
         header.data_offset = header.least_data_offset // SECTOR
         return header
 

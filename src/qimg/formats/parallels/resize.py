@@ -44,7 +44,8 @@ def grow(image: ParallelsImage, size: int) -> None:
     image.file.flush()
     image.survey()
     image.trim()
-    header.bat_entries, header.sectors = entries, size // SECTOR
+    header.bat_entries = entries
+    header.set_size(size)
     image.switch()
 
 

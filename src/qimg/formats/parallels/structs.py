@@ -22,6 +22,8 @@ IN_USE = 0x746F6E59
 MAX_TRACKS = ((1 << 31) - 1) // 513
 MAX_ENTRIES = ((1 << 31) - 1) // 4
 WORD = 4
+#: Geometry of new images; nobody uses it.
+HEADS, TRACK_SECTORS = 16, 32
 
 
 class Header(Struct, order="<"):
@@ -53,6 +55,11 @@ class Header(Struct, order="<"):
     def size(self) -> int:
         """Guest bytes."""
         return (self.sectors if self.is_v2 else self.sectors & 0xFFFFFFFF) * SECTOR
+
+    def set_size(self, size: int) -> None:
+        """Record `size` guest bytes, and a geometry that goes with it."""
+        self.sectors = size // SECTOR
+        self.cylinders = min(self.sectors // max(self.heads, 1) // TRACK_SECTORS, 0xFFFFFFFF)
 
     @property
     def table_end(self) -> int:
