@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     #: Runs the cipher from one buffer into another that is `SLACK` bytes longer.
     Ecb = Callable[[Bytes, Buffer], object]
 
-#: Sectors at a time: enough that calls cost little, few enough that all scratch memory (2 MiB) stays in caches.
+#: Sectors at a time: enough that calls cost little, few enough that scratch memory (2 MiB) stays in caches.
 PIECE = 512
 #: Bytes that the output of an `Ecb` is longer than its input: OpenSSL's interface wants a block of room.
 SLACK = 16
