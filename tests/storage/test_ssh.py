@@ -290,6 +290,8 @@ def test_something_that_is_no_ssh_server_is_an_error(answer: bytes) -> None:
 
 #: Files that are closed only at the end: a lost connection leaves them open.
 OPENED: list = []
+#: What clients have asked to be put on the disk.
+SYNCED: list = []
 
 
 class Files(asyncssh.SFTPServer):
@@ -328,6 +330,7 @@ class Files(asyncssh.SFTPServer):
         return written
 
     def fsync(self, file_obj: object) -> None:
+        SYNCED.append(file_obj)
         if self.fault == "nosync":
             raise asyncssh.SFTPOpUnsupported("no fsync")
 
@@ -396,6 +399,29 @@ def test_after_the_connection_was_lost_everything_is_an_error(scripted: int, tmp
         for request in (lambda: file.write(b"x", 0), file.flush, lambda: file.resize(5)):
             with pytest.raises(StorageError):
                 request()
+
+
+@pytest.mark.parametrize(
+    ("cache", "syncs"),
+    [
+        ("writeback", [0, 1]),
+        ("none", [0, 1]),
+        ("writethrough", [1, 1]),
+        ("directsync", [1, 1]),
+        ("unsafe", [0, 0]),
+    ],
+)
+def test_the_cache_mode_says_when_the_server_has_to_sync(
+    scripted: int, tmp_path: Path, cache: str, syncs: list[int]
+) -> None:
+    path = tmp_path / "disk.well"
+    path.write_bytes(CONTENT)
+    before = len(SYNCED)
+    with opened(f"ssh://127.0.0.1:{scripted}{path}?host_key_check=no", writable=True, cache=cache) as file:
+        file.write(b"x", 0)
+        written = len(SYNCED) - before
+        file.flush()
+        assert [written, len(SYNCED) - before] == syncs
 
 
 def test_a_server_that_cannot_sync_is_told_of_once(scripted: int, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from qimg.errors import LocationError, NotSupported, OptionError
 from qimg.extent import MAPPED, ZERO, Extent
 from qimg.options import NUM, SIZE, STR, Option
 from qimg.storage.base import Limits, Storage
+from qimg.storage.posix import CACHE_MODES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ class SshFile(Storage):
     identity: ClassVar[tuple[str, ...]] = ("driver", *(option.name for option in open_options))
     create_options: ClassVar[tuple[Option, ...]] = (Option("size", SIZE, None, "Virtual disk size"),)
 
-    def __init__(self, file: RemoteFile, name: str, *, writable: bool, context: Context | None) -> None:
+    def __init__(
+        self, file: RemoteFile, name: str, *, writable: bool, cache: str, context: Context | None
+    ) -> None:
         """Own `file`. Use `from_options`."""
         self.name = name
         self.writable = writable
@@ -99,6 +102,8 @@ class SshFile(Storage):
         self._size = file.size
         self._growing = allocate_lock()
         self._context = context
+        # The server's cache is what there is; ours has no part in it.
+        _, self._sync, self._no_flush = CACHE_MODES[cache]
 
     @classmethod
     def parse(cls, name: str) -> dict[str, Value]:
@@ -137,7 +142,7 @@ class SshFile(Storage):
         if values.get("host_key_check"):
             name += f"?host_key_check={values['host_key_check']}"
         file = _client().RemoteFile(place, writable=writable, create=create)
-        return cls(file, name, writable=writable, context=context)
+        return cls(file, name, writable=writable, cache=cache, context=context)
 
     @classmethod
     def remove(cls, values: dict[str, Value], *, context: Context) -> None:
@@ -159,6 +164,8 @@ class SshFile(Storage):
         self._file.write(view, offset)
         if view:
             self._grew(offset + len(view))
+        if self._sync:
+            self.flush()
 
     def _grew(self, end: int) -> None:
         with self._growing:
@@ -188,7 +195,9 @@ class SshFile(Storage):
         self.resize(0)
 
     def flush(self) -> None:
-        if self.writable and not self._file.sync() and self._context is not None:
+        if not self.writable or self._no_flush:
+            return
+        if not self._file.sync() and self._context is not None:
             self._context.warn(Notice("The SSH server cannot say when data is on its disk (no fsync)"))
             self._context = None
 
