@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import qimg
+from qimg.crypto.luks import LuksHeader, Scheme
 
 SOURCE = Path(qimg.__file__).parents[1]
 
@@ -90,6 +91,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("startup")
     imported(folder, "create", "-q", "-f", "qcow2", "small.qcow2", "64M")
     imported(folder, "create", "-q", "-f", "raw", "small.raw", "1M")
+    header = LuksHeader.new(Scheme())
+    (folder / "small.luks").write_bytes(header.pack().ljust(header.area_bytes + 4096, b"\0"))
     return folder
 
 
@@ -101,6 +104,7 @@ COMMANDS = (
     "info --output=json small.qcow2",
     "info --backing-chain small.qcow2",
     "info -f raw small.raw",
+    "info small.luks",
     "map small.qcow2",
     "map --output=json small.qcow2",
     "map --output=json small.raw",
