@@ -40,6 +40,7 @@ PACKAGES = {
     "sshd": "openssh-server",
     "ssh-agent": "openssh-client",
     "openssl": "openssl",
+    "tgtd": "tgt",
 }
 
 SKIP_PREFIX = "needs "
