@@ -1,5 +1,5 @@
 """What `FormatSuite` asks of every format first of all, of encrypted images: the real program reads what we
-write, of any size and shape. (The suite itself names images by file names, which cannot say what the key is.)"""
+write, of any size and shape. (The suite itself names images by file names, which cannot tell the key.)"""
 
 from __future__ import annotations
 

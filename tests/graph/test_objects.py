@@ -10,7 +10,7 @@ import pytest
 
 from qimg.errors import OptionError, QimgError
 from qimg.graph.objects import add_object, help_lines, secret
-from support.run import run_both, run_real
+from support.run import run_both, run_qimg_inprocess, run_real
 
 HERE = Path(__file__).parent
 OBJECTS = ["", *(HERE / "objects.txt").read_text().splitlines()]
@@ -170,6 +170,32 @@ def test_nothing_that_shows_an_object_shows_the_secret() -> None:
     objects: dict[str, object] = {}
     made = add_object("secret,id=s,data=hunter2", objects)
     assert "hunter2" not in repr(made) + repr(objects) + repr(made.properties)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--object {secret} --object {secret}",
+        "--object {secret},file=password",
+        "--object {secret},format=nosuch",
+        "--object {secret},bogus=1",
+        "--object {secret},keyid=nosuch,iv=x",
+        "--object {master} --object {secret},keyid=m,iv={iv}",
+        "--object {secret}!!,format=base64",
+        "--object {secret} --object secret,id=t,data=x,keyid=s",
+        '--object {{"qom-type":"secret","id":"s","data":"hunter2","bogus":1}}',
+        '--object {{"qom-type":"secret","id":"s","data":["hunter2"]}}',
+        "--object {secret} --image-opts driver=qcow2,encrypt.key-secret=s,file.filename=nosuch",
+        "--object {secret} --image-opts driver=luks,key-secret=s,file.filename=a.raw",
+    ],
+)
+def test_no_message_and_no_trace_shows_a_secret(words: str, folder: Path) -> None:
+    said = words.format(secret="secret,id=s,data=hunter2", master=MASTER, iv=IV).split()
+    name = [] if "--image-opts" in said else ["a.raw"]
+    result = run_qimg_inprocess(["-T", "qimg*", "map", *said, *name], folder)
+    assert result.code == 1
+    assert result.err.count("\n") > 1, "the trace, and why"
+    assert "hunter2" not in result.out + result.err
 
 
 def test_an_object_that_cannot_be_made_is_not_there() -> None:
