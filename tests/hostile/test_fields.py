@@ -4,6 +4,7 @@ of their own: each costs an error that names what is wrong, and nothing is chang
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -265,3 +266,31 @@ def test_tables_of_a_space_efficient_extent_of_no_sense(tmp_path: Path) -> None:
     )
     refused(lambda: read(sesparse(path, directory=7 << 60), "vmdk"), "grain directory entry 0 is 0x7000")
     refused(lambda: read(sesparse(path, grain=9 << 60), "vmdk"), "grain table entry 0 is 0x9000")
+
+
+# -- images whose last possible place is taken
+
+
+@pytest.mark.peer("qemu-img")
+@pytest.mark.parametrize(
+    ("format", "patch", "length", "message"),
+    [
+        ("vdi", (512, struct.pack("<I", 536870783)), None, "The image has no more room for blocks"),
+        (
+            "vpc",
+            (1536, struct.pack(">I", 0xFFFFFFFF - 4098)),
+            2 << 40,
+            "The image has no more room for blocks",
+        ),
+        ("vmdk", (665 * SECTOR, struct.pack("<I", 0xFFFFFFFF)), None, "File too large"),
+    ],
+)
+def test_there_is_no_place_behind_the_last_one(
+    format: str, patch: tuple[int, bytes], length: int | None, message: str, tmp_path: Path
+) -> None:
+    path = made(tmp_path / "x", format, "5G", patch)
+    if length is not None:
+        os.truncate(path, length)
+    tables = path.read_bytes()[:16384] if length is None else b""
+    refused(lambda: write(path, format, 4 << 30), message)
+    assert length is not None or path.read_bytes()[2048:16384] == tables[2048:], "nothing but a CID changed"
