@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+from threading import Thread
+from typing import ClassVar
 
 import pytest
 
@@ -197,6 +201,54 @@ def test_https_checks_the_certificate_unless_told_otherwise(
         ["info", "--image-opts", options], env={"SSL_CERT_FILE": str(web.certificate)}
     )
     assert trusting.code == 0
+
+
+class Tunnel(StreamRequestHandler):
+    """A proxy that only knows CONNECT; notes what it is asked."""
+
+    def handle(self) -> None:
+        lines = iter(lambda: self.rfile.readline().decode().strip(), "")
+        asked, *rest = lines
+        login = [line for line in rest if line.startswith("Proxy-Authorization: ")]
+        self.server.asked.append((*asked.split()[:2], *login))  # type: ignore[attr-defined]
+        host, _, port = asked.split()[1].rpartition(":")
+        with socket.create_connection((host, int(port))) as far:
+            self.wfile.write(b"HTTP/1.1 200 ok\r\n\r\n")
+            back = Thread(target=self.copy, args=(far.recv, self.connection.sendall), daemon=True)
+            back.start()
+            self.copy(self.connection.recv, far.sendall)
+            far.shutdown(socket.SHUT_RDWR)
+            back.join()
+
+    @staticmethod
+    def copy(receive: Callable[[int], bytes], send: Callable[[bytes], None]) -> None:
+        try:
+            while data := receive(1 << 16):
+                send(data)
+        except OSError:
+            pass
+
+
+@pytest.mark.peer("nginx", "openssl")
+def test_https_goes_through_a_proxy_like_with_the_real_program(web: Web) -> None:
+    class Server(ThreadingTCPServer):
+        daemon_threads = True
+        asked: ClassVar[list] = []
+
+    options = f"driver=raw,file.driver=https,file.url={web.tls_url}/disk.raw,file.sslverify=off"
+    login = ",file.proxy-username=me,file.proxy-password-secret=s"
+    with Server(("127.0.0.1", 0), Tunnel) as proxy:
+        Thread(target=proxy.serve_forever, args=(0.02,), daemon=True).start()
+        environment = {"https_proxy": f"http://127.0.0.1:{proxy.server_address[1]}"}
+        for more in ("", login):
+            words = ["info", "--object", "secret,id=s,data=pw", "--image-opts", options + more]
+            asked = []
+            for run in (run_real, run_qimg_inprocess):
+                Server.asked.clear()
+                assert "virtual size: 4 MiB (4194304 bytes)" in run(words, env=environment).ok().lines
+                asked.append(set(Server.asked))
+            assert asked[0] == asked[1]
+        proxy.shutdown()
 
 
 @pytest.mark.peer("nginx", "openssl")

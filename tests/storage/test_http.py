@@ -61,6 +61,15 @@ def test_reading_on_and_on_fetches_more_and_more_at_once(web: ScriptedWeb) -> No
     assert len(web.requests) == 4
 
 
+def test_one_thread_needs_one_connection(web: ScriptedWeb) -> None:
+    with opened(web, "/a") as file:
+        web.script = [scripted.honest, scripted.short_range, redirect("/b")]
+        for offset in range(1 << 20, 2 << 20, BLOCK):
+            assert file.read(offset, BLOCK) == CONTENT[offset : offset + BLOCK]
+    assert len(web.requests) == 7
+    assert web.connections == 1
+
+
 def test_any_reads_by_several_threads_give_the_files_bytes(web: ScriptedWeb) -> None:
     failures: list[BaseException] = []
 
@@ -165,6 +174,7 @@ def test_hostile_redirects_are_refused(web: ScriptedWeb, target: str, words: str
         silence(),
         silence(70_000),
         trickle,
+        scripted.trickling_head,
         scripted.short_range,
         scripted.chunked,
     ],

@@ -110,6 +110,13 @@ def trickle(request: Request) -> None:
             return
 
 
+def trickling_head(request: Request) -> None:
+    """A head that never ends."""
+    request.send(b"HTTP/1.1 206 Partial\r\n")
+    while not request.ended.wait(0.05):
+        request.send(b"X: y\r\n"[:1])
+
+
 def nothing(request: Request) -> None:
     """The connection is closed without an answer."""
     request.hang_up()
@@ -151,11 +158,16 @@ class ScriptedWeb:
         self.script: list[Act] = []
         #: Of every request: the path, the Range header, and the Authorization and Cookie headers.
         self.requests: list[tuple[str, str, str | None, str | None]] = []
+        self.connections = 0
         self._ended = Event()
         web = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                web.connections += 1
+                super().setup()
 
             def do_GET(self) -> None:
                 seen = self.headers

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from _thread import allocate_lock
 
-from qimg.storage.http import connect_words, tls_context
+from qimg.storage.http import connect_words
 from qimg.storage.webfile import Facts, Interrupted, Patience, Session, WebFile, failed
 
 TYPE_CHECKING = False
@@ -185,7 +185,7 @@ class FtpSession(Session):
         if scheme == "ftps":
             from qimg.storage.ftptls import ImplicitTls
 
-            control = ImplicitTls(context=tls_context(verify=self.access.verify), timeout=timeout)
+            control = ImplicitTls(context=self.access.tls(), timeout=timeout)
         port = port or (_FTPS if scheme == "ftps" else _FTP)
         began = time.monotonic()
         try:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import time
 
 from qimg.storage import webproxy
-from qimg.storage.webfile import Facts, Interrupted, Patience, Session, WebFile, failed
+from qimg.storage.webfile import Facts, Interrupted, Session, WebFile, failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from http.client import HTTPConnection, HTTPResponse
-    from ssl import SSLContext
     from urllib.parse import SplitResult
 
     from qimg.storage.webfile import Access
@@ -81,15 +80,14 @@ class HttpSession(Session):
         for connection in self._connections.values():
             connection.close()
         self._connections.clear()
-        self.alive = False
 
     def _read(self, view: memoryview, offset: int) -> int:
         response = self._get(offset, offset + len(view) - 1)
         with response:
             expected = self._accept(response, offset, len(view))
             done = self._receive(response, view[:expected])
-        if done < expected or response.will_close:
-            self.alive = False
+        # What is left of an answer would be taken for the next one.
+        self.alive = done == expected > 0 and not (response.will_close or response.chunked)
         if expected and not done:
             raise Interrupted("The server closed the connection")
         return done
@@ -151,6 +149,8 @@ class HttpSession(Session):
         import http.client
         import ssl
 
+        from qimg.storage.webresponse import Response
+
         scheme, host, port = origin
         near = (host, port) if proxy is None else (proxy.host, proxy.port)
         timeout = self.access.timeout
@@ -158,10 +158,10 @@ class HttpSession(Session):
         if scheme == "http":
             connection = http.client.HTTPConnection(*near, timeout=timeout)
         else:
-            context = tls_context(verify=self.access.verify)
-            connection = http.client.HTTPSConnection(*near, timeout=timeout, context=context)
+            connection = http.client.HTTPSConnection(*near, timeout=timeout, context=self.access.tls())
             if proxy is not None:
                 connection.set_tunnel(host, port, proxy.headers)
+        connection.response_class = Response
         began = time.monotonic()
         try:
             connection.connect()
@@ -192,7 +192,6 @@ class HttpSession(Session):
         if empty and status in (200, _NOT_SATISFIABLE):
             self.facts = Facts(0, tag)
             return 0
-        self.alive = False
         raise self._refusal(response)
 
     def _refusal(self, response: HTTPResponse) -> Exception:
@@ -207,43 +206,26 @@ class HttpSession(Session):
 
     def _receive(self, response: HTTPResponse, view: memoryview) -> int:
         """Read the body into `view`; fewer bytes where the connection breaks."""
-        patience = Patience(self.access.timeout)
         # Straight from the socket into the caller's memory, unless the body comes in pieces with lengths.
         receive = response.readinto if response.chunked else response.fp.readinto1
         done = 0
         try:
-            while done < len(view):
-                count = receive(view[done:])
-                if not count:
-                    break
+            while done < len(view) and (count := receive(view[done:])):
                 done += count
-                patience.check(done)
         except OSError:
-            self.alive = False
             if not done:
                 raise
         return done
 
     def _drop(self, response: HTTPResponse) -> None:
-        """Be done with an answer; its connection stays if that costs little."""
+        """Be done with an answer; the connections stay if that costs little."""
         length = response.length
-        if response.will_close or length is None or length > _MAX_UNWANTED:
+        keep = not response.will_close and length is not None and length <= _MAX_UNWANTED
+        with response:
+            if keep:
+                response.read()
+        if not keep:
             self.close()
-            self.alive = True
-        else:
-            response.read()
-        response.close()
-
-
-def tls_context(*, verify: bool) -> SSLContext:
-    """How TLS is spoken: certificates checked against the system's, or not at all."""
-    import ssl
-
-    context = ssl.create_default_context()
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def connect_words(host: str, port: int, error: OSError, took: int) -> str:

@@ -21,6 +21,7 @@ from qimg.units import KIB, MIB, SECTOR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ssl import SSLContext
     from typing import ClassVar, Self
 
     from qimg.context import Context
@@ -77,7 +78,7 @@ class Access:
     cookie      sent as it is, or None.
     """
 
-    __slots__ = ("cookie", "login", "proxy_login", "timeout", "url", "verify")
+    __slots__ = ("_tls", "cookie", "login", "proxy_login", "timeout", "url", "verify")
 
     def __init__(self, url: str, values: dict[str, Value], context: Context | None) -> None:
         self.url = url
@@ -88,7 +89,20 @@ class Access:
         seconds = int(values.get("timeout", _TIMEOUT))
         if not 0 <= seconds <= _MAX_TIMEOUT:
             raise OptionError("timeout parameter is too large or negative", option="timeout")
-        self.timeout = seconds or None
+        self.timeout: float | None = seconds or None
+        self._tls: SSLContext | None = None
+
+    def tls(self) -> SSLContext:
+        """How TLS is spoken: certificates checked against the system's, or not at all."""
+        if self._tls is None:
+            import ssl
+
+            context = ssl.create_default_context()
+            if not self.verify:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            self._tls = context
+        return self._tls
 
 
 def _secret(name: str, context: Context | None) -> bytes:
@@ -144,7 +158,7 @@ class Session:
 class Patience:
     """How long a transfer may take: `timeout` seconds for each piece, and never a trickle."""
 
-    def __init__(self, timeout: int | None) -> None:
+    def __init__(self, timeout: float | None) -> None:
         self._timeout = timeout
         self._began = time.monotonic()
 
