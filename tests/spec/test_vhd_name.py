@@ -66,5 +66,5 @@ def test_the_library_takes_vhd_for_vpc(folder: Path) -> None:
     qimg.create(folder / "other", size=MIB, format="vhd")
     qimg.rebase(over, "new.vhd", backing_format="vhd", unsafe=True)
     assert "backing file format: vpc" in run_real(["info", over]).ok().out
-    qimg.create(folder / "top", format="qcow2", backing=base, backing_format="vhd")
+    qimg.create(folder / "top", format="qcow2", backing=str(base), backing_format="vhd")
     assert "backing file format: vpc" in run_real(["info", folder / "top"]).ok().out

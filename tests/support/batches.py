@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,8 @@ def failures(path: Path, run: Callable[[], object], *, step: int = 1) -> Iterato
     before = path.read_bytes()
     for nth in range(1, _MOST, step):
         path.write_bytes(before)
-        with opened_through(lambda file, nth=nth: FaultStorage(file, [Rule(CHANGE, nth)]), path.name):
+        rules = [Rule(CHANGE, nth)]
+        with opened_through(partial(FaultStorage, rules=rules), path.name):
             try:
                 run()
                 return
