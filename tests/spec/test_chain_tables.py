@@ -12,9 +12,7 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -225,14 +223,34 @@ def info(path: Path) -> dict[str, dict[str, dict[str, str]]]:
     return shown
 
 
-@pytest.fixture
-def sides(stock: Path, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
-    """Two copies of the stock: the real program's folder and ours."""
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The real program's folder and ours, empty."""
+    both = tmp_path_factory.mktemp("sides")
     for side in ("real", "ours"):
-        subprocess.run(["cp", "-a", "--sparse=auto", stock, tmp_path / side], check=True)
-    yield tmp_path / "real", tmp_path / "ours"
-    shutil.rmtree(tmp_path / "real")
-    shutil.rmtree(tmp_path / "ours")
+        (both / side).mkdir()
+    return both / "real", both / "ours"
+
+
+@pytest.fixture
+def sides(stock: Path, folders: tuple[Path, Path]) -> tuple[Path, Path]:
+    """The two folders as copies of the stock: what the line before changed is copied anew."""
+    for side in folders:
+        for name in set(os.listdir(side)) - set(os.listdir(stock)):
+            (side / name).unlink()
+        stale = [path for path in stock.iterdir() if _touched(path, side / path.name)]
+        if stale:
+            copy = ["cp", "-a", "--sparse=auto", "--remove-destination"]
+            subprocess.run([*copy, *stale, side], check=True)
+    return folders
+
+
+def _touched(path: Path, copy: Path) -> bool:
+    """Whether `copy`, made with the times of `path`, was written to or is not there."""
+    if not copy.exists():
+        return True
+    old, now = path.stat(), copy.stat()
+    return (old.st_size, old.st_mtime_ns) != (now.st_size, now.st_mtime_ns)
 
 
 @pytest.mark.parametrize("line", cases(COMMIT))
@@ -308,7 +326,8 @@ def _image_problems(
 
 
 def _changed(stock: Path, side: Path) -> set[str]:
-    return {path.name for path in stock.iterdir() if path.read_bytes() != (side / path.name).read_bytes()}
+    touched = [path for path in stock.iterdir() if _touched(path, side / path.name)]
+    return {path.name for path in touched if path.read_bytes() != (side / path.name).read_bytes()}
 
 
 def _snapshot_problems(theirs: Path, mine: Path) -> list[str]:
