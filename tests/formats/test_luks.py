@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qimg.crypto import kdf
 from spec.differential import as_release_7
 from support.luks import PAYLOAD, SECRETS, content, io, make, opts, our_content, real, slots
 from support.run import run_peer, run_qimg_inprocess, run_real
@@ -138,6 +139,18 @@ def test_more_iterations_than_a_header_can_hold_are_refused(time: str, said: str
     assert ours.code == 1
     assert ours.err.startswith("qemu-img: a: PBKDF iterations ")
     assert ours.err.endswith(f" {said}: Numerical result out of range\n")
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_image_is_made_that_would_take_minutes_to_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours would refuse to open it, see tests/hostile/test_luks.py."""
+    monkeypatch.setattr(kdf, "_per_second", lambda _: 10_000_000)
+    words = ["create", "-f", "luks", *SECRETS, "-o", "key-secret=s,iter-time=60000", "a", "1M"]
+    ours = run_qimg_inprocess(words, tmp_path)
+    said = "Keyslot 0 iteration count 300000000 is larger than 268435456"
+    assert (ours.code, ours.err) == (1, f"qemu-img: a: {said}\n")
     assert os.listdir(tmp_path) == []
 
 

@@ -166,6 +166,7 @@ class LuksHeader:
     def unlock(self, area: Storage, passphrase: Bytes) -> bytearray:
         """The master key; wipe it after use. Raises FormatError where no slot opens, NotSupported,
         StorageError."""
+        names.split(self.scheme.cipher)  # what is missing is said before any work
         for number in range(SLOTS):
             key = self.open_slot(area, number, passphrase)
             if key is not None:
@@ -211,6 +212,7 @@ class LuksHeader:
         Raises QimgError for what cannot be made."""
         scheme.check()
         material = material_sectors(scheme.key_bytes)
+        salt = os.urandom(_SALT_BYTES)
         header = Header(
             magic=MAGIC,
             version=VERSION,
@@ -220,9 +222,9 @@ class LuksHeader:
             payload_sector=0 if detached else HEADER_SECTORS + SLOTS * material,
             key_bytes=scheme.key_bytes,
             digest=b"",
-            digest_salt=os.urandom(_SALT_BYTES),
+            digest_salt=salt,
             digest_iterations=kdf.MIN_ITERATIONS,
-            uuid=_uuid_text(random_uuid("luks", scheme.cipher)),
+            uuid=_uuid_text(random_uuid("luks", salt)),
         )
         slots = [
             KeySlot(state=INACTIVE, material_sector=HEADER_SECTORS + number * material, stripes=STRIPES)
@@ -240,13 +242,13 @@ class LuksHeader:
         """Give a new header its master key, which slot 0 keeps under `passphrase`; unlocking it is to take
         `milliseconds`. Returns the key and the material of slot 0, to be written before the header.
 
-        Raises LimitError."""
+        Raises LimitError, UnsupportedFeature."""
         key = bytearray(os.urandom(self.header.key_bytes))
+        self.slots[0], material = self._fill(0, key, passphrase, milliseconds)
         self.header.digest_iterations = kdf.iterations_for(
             self.scheme.hash, _DIGEST_BYTES, milliseconds, _DIGEST_PART
         )
         self.header.digest = self._digest(key)
-        self.slots[0], material = self._fill(0, key, passphrase, milliseconds)
         return key, material
 
     def _fill(
@@ -256,6 +258,7 @@ class LuksHeader:
         hash, size = self.scheme.hash, self.header.key_bytes
         salt = os.urandom(_SALT_BYTES)
         iterations = kdf.iterations_for(hash, size, milliseconds)
+        self._bound(iterations, f"Keyslot {number}")  # before it costs the minutes
         slot_key = kdf.pbkdf2(hash, passphrase, salt, iterations, size)
         plain = kdf.split(key, STRIPES, hash)
         plain += bytes(-len(plain) % SECTOR)
@@ -285,7 +288,7 @@ class LuksHeader:
         """Let `passphrase` open slot `number` as well. Where that is the only active one, another keeps the
         new passphrase meanwhile, so that there is no moment at which none works. Durable when it returns.
 
-        Raises LimitError, StorageError."""
+        Raises LimitError, UnsupportedFeature, StorageError."""
         slot, material = self._fill(number, key, passphrase, milliseconds)
         if self.active_slots() != [number]:
             self._put(area, number, slot, material)
