@@ -13,9 +13,10 @@ from typing import ClassVar
 
 import pytest
 
-from support import release7
+from support import release7, scripted
 from support.build import pattern
 from support.run import Result, run_qimg_inprocess, run_real
+from support.scripted import ScriptedWeb
 from support.servers import Ssh, Web, digest, nginx, sshd, vsftpd
 
 pytestmark = pytest.mark.peer("qemu-img", "qemu-io")
@@ -435,3 +436,32 @@ def test_a_raw_image_on_the_server_shrinks_which_the_real_program_refuses(ssh: S
     assert "ssh driver does not support shrinking files" in run_real(words, env=ssh.environment).err
     run_qimg_inprocess(words, env=ssh.environment).ok()
     assert (ssh.root / "long.raw").read_bytes() == pattern("L", 0, MIB)
+
+
+# -- faults, as a user sees them
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (scripted.headers(ETag='"2"'), "The file changed while it was read"),
+        (scripted.status(404), "The requested URL returned error: 404"),
+        (scripted.nothing, "Empty reply from server"),
+        (scripted.cut(7), "The server breaks every transfer off"),
+    ],
+    ids=["changed", "gone", "nothing", "crumbs"],
+)
+def test_a_convert_from_a_broken_server_says_where_and_why_and_leaves_no_whole_image(
+    work: Path, fault: scripted.Act, words: str
+) -> None:
+    def act(request: scripted.Request) -> None:
+        (fault if request.last >= 3 * MIB else scripted.honest)(request)
+
+    with ScriptedWeb(pattern("W", 0, 4 * MIB)).running() as web:
+        web.script = [act] * 100
+        failed = run_qimg_inprocess(["convert", "-O", "raw", web.url + "/disk.raw", "copy.raw"])
+    assert failed.code == 1
+    first, second = failed.err.splitlines()
+    assert re.fullmatch(r"qemu-img: error while reading at byte \d+: Input/output error", first)
+    assert second == words
+    assert not Path("copy.raw").exists() or Path("copy.raw").stat().st_size < 4 * MIB

@@ -134,6 +134,7 @@ class Copier:
                     f"error while reading at byte {row.start}: {error.reason}",
                     errno=error.errno,
                     offset=row.start,
+                    hint=_cause(error),
                 ) from error
             self._salvage(row, piece)
 
@@ -423,9 +424,13 @@ class Limited:
 
 def writing_error(start: int, error: StorageError | CorruptImage) -> StorageError:
     """What a job says of a write at guest offset `start` that failed with `error`."""
-    return StorageError(
-        f"error while writing at byte {start}: {error.reason}", errno=error.errno, offset=start
-    )
+    message = f"error while writing at byte {start}: {error.reason}"
+    return StorageError(message, errno=error.errno, offset=start, hint=_cause(error))
+
+
+def _cause(error: StorageError | CorruptImage) -> str | None:
+    """What a place that is no file has to say beside the system's words for the error number."""
+    return str(error) if isinstance(error, StorageError) and str(error) != error.reason else None
 
 
 def _join(runs: list[Run]) -> list[Run]:
