@@ -5,8 +5,9 @@ The servers of this module are scripted: each request gets the answer that the t
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
-from threading import Thread
+from threading import Barrier, Thread
 
 import pytest
 
@@ -185,6 +186,26 @@ def test_a_broken_transfer_goes_on_where_it_broke_off(web: ScriptedWeb, fault: s
         file.access.timeout = 0.2
         web.script = [fault, fault]
         assert file.read(1 << 20, 1 << 20) == CONTENT[1 << 20 : 2 << 20]
+
+
+def test_connections_that_the_server_gave_up_meanwhile_are_replaced() -> None:
+    threads = 8
+    together = Barrier(threads)
+
+    def wait_for_all(request: scripted.Request) -> None:
+        together.wait(10)
+        scripted.honest(request)
+
+    with ScriptedWeb(CONTENT, keep=0.1).running() as web, opened(web) as file:
+        web.script = [wait_for_all] * threads
+        readers = [Thread(target=file.read, args=(1 << 20, BLOCK)) for _ in range(threads)]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        assert web.connections == threads
+        time.sleep(0.3)
+        assert file.read(2 << 20, BLOCK) == CONTENT[2 << 20 : (2 << 20) + BLOCK]
 
 
 def test_a_server_that_is_busy_for_a_moment_is_asked_again_when_opening(web: ScriptedWeb) -> None:

@@ -153,7 +153,8 @@ def redirect(target: str) -> Act:
 class ScriptedWeb:
     """The server: `content` is every file's; each request takes the next act of `script`, if any."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, keep: float | None = None) -> None:
+        """`keep`: seconds after which a connection without requests is closed."""
         self.content = content
         self.script: list[Act] = []
         #: Of every request: the path, the Range header, and the Authorization and Cookie headers.
@@ -164,6 +165,7 @@ class ScriptedWeb:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            timeout = keep
 
             def setup(self) -> None:
                 web.connections += 1

@@ -278,6 +278,8 @@ class WebFile(Storage):
             try:
                 count = self._transfer(view[done:], offset + done)
             except Interrupted as error:
+                # The server may have given up the other connections, too.
+                self.close()
                 if tries == len(_PAUSES) or not (error.connected or self._facts):
                     raise failed(error.words) from error
                 time.sleep(max(_PAUSES[tries], min(error.wait, _TIMEOUT)))
