@@ -41,6 +41,8 @@ PACKAGES = {
     "ssh-agent": "openssh-client",
     "openssl": "openssl",
     "tgtd": "tgt",
+    "ganesha.nfsd": "nfs-ganesha",
+    "rpcbind": "rpcbind",
 }
 
 SKIP_PREFIX = "needs "

@@ -32,7 +32,7 @@ STORAGES: dict[str, str | None] = {
     "iscsi": "qimg.storage.iscsi:Iscsi",
     "iser": "qimg.storage.iscsi:Iser",
     "nbd": "qimg.storage.nbd.storage:NbdStorage",
-    "nfs": None,
+    "nfs": "qimg.storage.nfs:Nfs",
     "null-aio": "qimg.storage.null:NullAio",
     "null-co": "qimg.storage.null:NullCo",
     "nvme": None,
