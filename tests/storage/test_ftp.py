@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,7 +177,13 @@ class Session(StreamRequestHandler):
                     start = 0
 
     def say(self, text: str) -> None:
-        self.wfile.write(text.encode() + b"\r\n")
+        """Letters after "slowly" come one by one."""
+        text, slowly, letters = text.partition("slowly")
+        self.wfile.write((text + slowly).encode())
+        for letter in letters:
+            time.sleep(0.05)
+            self.wfile.write(letter.encode())
+        self.wfile.write(b"\r\n")
 
     def transfer(self, data: socket.socket, content: bytes) -> None:
         self.say("150 here it comes")
@@ -240,17 +247,29 @@ def test_a_broken_transfer_goes_on_where_it_broke_off(fault: Script) -> None:
     ("fault", "words"),
     [
         ({"hello": "421 busy"}, "The server answered 421"),
-        ({"hello": "what"}, "The server answered wha"),
+        ({"hello": "what"}, "The server's answer makes no sense"),
+        ({"hello": "220-more\r\n" * 10000}, "The server's answer makes no sense"),
         ({"USER": None}, "The server answered nothing"),
         ({"USER": "530 no"}, "Access denied: 530"),
         ({"SIZE": "213 many"}, "URL using bad"),
         ({"SIZE": "213 -5"}, "Server didn't report file size."),
         ({"SIZE": "502 what?"}, "The server refused with 502"),
         ({"RETR": b""}, "The server closed the connection"),
-        ({"PASV": "227 ok (1,2,3)"}, "The server answered 227"),
+        ({"PASV": "227 ok (1,2,3)"}, "The server's answer makes no sense"),
     ],
 )
 def test_a_server_that_stays_wrong_is_given_up(fault: Script, words: str) -> None:
     with scripted(fault) as url, pytest.raises(StorageError) as caught:
         FtpFile.from_options({"url": url, "timeout": 2})
     assert str(caught.value).startswith(f"CURL: Error opening file: {words}")
+
+
+def test_an_answer_that_trickles_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        scripted({}, {"hello": "220 slowly" + "!" * 1000}) as url,
+        FtpFile.from_options({"url": url}) as file,
+    ):
+        file.access.timeout = 0.2
+        file.close()
+        with pytest.raises(StorageError, match="Operation timed out"):
+            file.read(0, 1 << 20)

@@ -72,6 +72,8 @@ class FtpSession(Session):
             raise Interrupted("Operation timed out") from error
         except ftplib.error_perm as error:
             raise failed(_refusal(str(error)[:3])) from error
+        except ftplib.error_proto as error:
+            raise failed("The server's answer makes no sense") from error
         except (ftplib.Error, EOFError) as error:
             raise Interrupted(f"The server answered {str(error)[:3] or 'nothing'}") from error
         except ValueError as error:
@@ -180,12 +182,10 @@ class FtpSession(Session):
         import ftplib
         import ssl
 
-        timeout = self.access.timeout
-        control = ftplib.FTP(timeout=timeout)
-        if scheme == "ftps":
-            from qimg.storage.ftptls import ImplicitTls
+        from qimg.storage.ftpcontrol import Control, ImplicitTls
 
-            control = ImplicitTls(context=self.access.tls(), timeout=timeout)
+        timeout = self.access.timeout
+        control = ImplicitTls(timeout, self.access.tls()) if scheme == "ftps" else Control(timeout)
         port = port or (_FTPS if scheme == "ftps" else _FTP)
         began = time.monotonic()
         try:
