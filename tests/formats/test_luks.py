@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from qimg.crypto import kdf
+from qimg.crypto.ciphers import sector_cipher
+from qimg.crypto.luks import LuksHeader, Scheme
 from spec.differential import as_release_7
 from support.luks import PAYLOAD, SECRETS, content, io, make, opts, our_content, real, slots
 from support.run import run_peer, run_qimg_inprocess, run_real
@@ -295,3 +297,25 @@ def test_cryptsetup_opens_what_we_make(scheme: dict[str, str], tmp_path: Path) -
     assert "Key Slot 0: ENABLED" in dump and "Key Slot 1: DISABLED" in dump
     assert f"Hash spec:     \t{scheme.get('hash-alg', 'sha256')}" in dump
     assert opens(path, "sesame") and not opens(path, "wrong")
+
+
+# -- ciphers that 7.2 lacks
+
+
+@pytest.mark.parametrize(
+    ("cipher", "mode"), [("camellia-256", "xts"), ("camellia-128", "cbc"), ("sm4", "xts"), ("sm4", "cbc")]
+)
+def test_headers_with_ciphers_of_other_programs_are_understood(
+    cipher: str, mode: str, tmp_path: Path
+) -> None:
+    """What the ciphers compute is held in tests/leaves/test_ciphers.py; here, that their names lead to them."""
+    header = LuksHeader.new(Scheme(cipher, mode))
+    key, material = header.start(b"sesame", 0)
+    secret = sector_cipher(cipher, mode, "plain64", None, key).encrypt(b"\5" * 4096, 0)
+    whole = header.pack().ljust(header.slots[0].material_sector * 512, b"\0") + material
+    path = tmp_path / "a.luks"
+    path.write_bytes(whole.ljust(header.payload_offset, b"\0") + secret)
+    family = cipher.partition("-")[0].encode()
+    assert path.read_bytes()[8:40] == family.ljust(32, b"\0")
+    assert f"cipher alg: {cipher}\n" in run_qimg_inprocess(["info", path]).ok().out
+    assert our_content(path) == b"\5" * 4096
