@@ -108,7 +108,7 @@ def test_subclusters_that_move_to_another_place_are_encrypted_for_it(name: str, 
     model.assert_holds(path, guest.content)
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(name=st.sampled_from(sorted(KINDS)), seed=st.integers(0, 1 << 16), count=st.integers(1, 12))
 def test_any_sequence_of_writes_is_what_the_real_program_reads(name: str, seed: int, count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

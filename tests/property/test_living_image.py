@@ -1,8 +1,9 @@
 """Any sequence of changes of a chain of images, beside a model of plain bytes.
 
-The chain is ``top`` over ``mid`` over ``base.raw``. The model knows the bytes that each image shows, those
-of each internal snapshot, and which parts were written to since a bitmap was switched on; it knows no
-formats. After every step the real program's check is clean; at the end it reads all that the model holds.
+The chain is ``top``, which may be encrypted, over ``mid`` over ``base.raw``. The model knows the bytes that
+each image shows, those of each internal snapshot, and which parts were written to since a bitmap was switched
+on; it knows no formats. After every step the real program's check is clean; at the end it reads all that the
+model holds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 import qimg
 from qimg.errors import QimgError
-from support import crash
+from support import crash, secrets
 from support.model import Guest, change, mixed_stretches
 from support.qcow2 import make
 from support.run import run_real
@@ -27,6 +28,9 @@ from support.run import run_real
 pytestmark = pytest.mark.peer("qemu-img", "qemu-io")
 
 MAXIMUM = 600 << 10
+#: Options of the top image.
+METHODS = ("", "", secrets.AES, f"{secrets.LUKS},encrypt.cipher-alg=aes-128")
+CONTEXT = secrets.context(warn=lambda _: None)
 
 
 class Bitmap:
@@ -38,10 +42,12 @@ class Bitmap:
 
 
 class Layer:
-    """One qcow2 image: `path`, what it shows, its snapshots by id, bitmaps by name."""
+    """One qcow2 image: `path` (`where` as functions take it), what it shows, its snapshots by id, bitmaps by
+    name."""
 
     def __init__(self, path: Path, content: bytes) -> None:
         self.path = path
+        self.where = secrets.where(path) if secrets.is_encrypted(path) else str(path)
         self.content = bytearray(content)
         self.snapshots: dict[str, bytes] = {}
         self.bitmaps: dict[str, Bitmap] = {}
@@ -66,12 +72,23 @@ class Layer:
         copy = self.path.with_name("copy")
         copy.write_bytes(self.path.read_bytes())
         for name in self.bitmaps:
-            run_real(["bitmap", "--remove", copy, name]).ok()
-        if run_real(["snapshot", "-a", id, copy]).code:
+            run_real(["bitmap", "--remove", *secrets.words(copy), name]).ok()
+        back = ["snapshot", "-a", id, *secrets.words(copy, None)]
+        if run_real(back).code:
             # On the way the real program counts every cluster once more than before or after.
-            run_real(["amend", "-o", "refcount_bits=16", copy]).ok()
-            run_real(["snapshot", "-a", id, copy]).ok()
+            run_real(["amend", "-o", "refcount_bits=16", *secrets.words(copy)]).ok()
+            run_real(back).ok()
         return crash.guest_content(copy)
+
+
+def _make_top(path: Path, size: int, options: str, method: str) -> None:
+    """An overlay over ``mid``."""
+    if not method:
+        make(path, size, options, "-b", "mid", "-F", "qcow2")
+        return
+    chosen = dict(pair.split("=") for pair in f"{options},{method}".split(","))
+    over = {"backing": "mid", "backing_format": "qcow2"}
+    qimg.create(path, format="qcow2", size=size, options=chosen, context=CONTEXT, **over)  # type: ignore[arg-type]
 
 
 class Chain:
@@ -87,7 +104,7 @@ class Chain:
         (folder / "other.raw").write_bytes(mixed_stretches(sizes[0], chance))
         below = self.base.read_bytes()
         make(folder / "mid", sizes[1], options[0], "-b", "base.raw", "-F", "raw")
-        make(folder / "top", sizes[2], options[1], "-b", "mid", "-F", "qcow2")
+        _make_top(folder / "top", sizes[2], options[1], METHODS[seed % len(METHODS)])
         self.mid = Layer(folder / "mid", below[: sizes[1]].ljust(sizes[1], b"\0"))
         self.top = Layer(folder / "top", bytes(self.mid.content[: sizes[2]]).ljust(sizes[2], b"\0"))
         self.log: list[str] = []
@@ -119,7 +136,7 @@ class Chain:
         size = chance.randrange(1, MAXIMUM // 512) * 512
         if layer is self.mid and size < len(layer.content):
             return  # what the top image shows through it would change
-        if not self._refusable(lambda: qimg.resize(layer.path, size, shrink=True)):
+        if not self._refusable(lambda: qimg.resize(layer.where, size, shrink=True, context=CONTEXT)):
             return
         layer.content = layer.content[:size].ljust(size, b"\0")
         for bitmap in layer.bitmaps.values():
@@ -128,15 +145,15 @@ class Chain:
     def create_snapshot(self, chance: random.Random) -> None:
         layer = chance.choice([self.top, self.mid])
         if len(layer.snapshots) < 4 and self._refusable(
-            lambda: qimg.create_snapshot(layer.path, f"n{chance.randrange(3)}")
+            lambda: qimg.create_snapshot(layer.where, f"n{chance.randrange(3)}", context=CONTEXT)
         ):
-            layer.snapshots[qimg.snapshots(layer.path)[-1].id] = bytes(layer.content)
+            layer.snapshots[qimg.snapshots(layer.where, context=CONTEXT)[-1].id] = bytes(layer.content)
 
     def apply_snapshot(self, chance: random.Random) -> None:
         if not self.top.snapshots:
             return
         id = chance.choice(sorted(self.top.snapshots))
-        if self._refusable(lambda: qimg.apply_snapshot(self.top.path, id)):
+        if self._refusable(lambda: qimg.apply_snapshot(self.top.where, id, context=CONTEXT)):
             self.top.content = bytearray(self.top.snapshots[id])
 
     def delete_snapshot(self, chance: random.Random) -> None:
@@ -144,17 +161,19 @@ class Chain:
         if not layer.snapshots:
             return
         first: dict[str, str] = {}
-        for row in qimg.snapshots(layer.path):
+        for row in qimg.snapshots(layer.where, context=CONTEXT):
             first.setdefault(row.name, row.id)
         name = chance.choice(sorted(first))
-        qimg.delete_snapshot(layer.path, name)
+        qimg.delete_snapshot(layer.where, name, context=CONTEXT)
         del layer.snapshots[first[name]]
 
     def commit(self, chance: random.Random) -> None:
         if crash.backing_name(self.top.path) != "mid":
             return
         before = bytes(self.mid.content)
-        if not self._refusable(lambda: qimg.commit(self.top.path, keep=chance.random() < 0.5)):
+        if not self._refusable(
+            lambda: qimg.commit(self.top.where, keep=chance.random() < 0.5, context=CONTEXT)
+        ):
             # A base that cannot grow, for example: nothing has reached it.
             return
         self.mid.content[: len(self.top.content)] = self.top.content
@@ -164,7 +183,9 @@ class Chain:
     def rebase(self, chance: random.Random) -> None:
         name = chance.choice(["mid", "base.raw", "other.raw", ""])
         kind = "qcow2" if name == "mid" else "raw"
-        if self._refusable(lambda: qimg.rebase(self.top.path, name, backing_format=kind if name else None)):
+        if self._refusable(
+            lambda: qimg.rebase(self.top.where, name, backing_format=kind if name else None, context=CONTEXT)
+        ):
             assert crash.backing_name(self.top.path) == (name or None)
         self.top.look_again()
 
@@ -174,7 +195,7 @@ class Chain:
         name = f"b{self._number}"
         granularity = chance.choice([None, 512, 4096, 65536])
         if len(layer.bitmaps) < 3 and self._refusable(
-            lambda: qimg.add_bitmap(layer.path, name, granularity=granularity)
+            lambda: qimg.add_bitmap(layer.where, name, granularity=granularity, context=CONTEXT)
         ):
             layer.bitmaps[name] = Bitmap()
 
@@ -186,17 +207,17 @@ class Chain:
         bitmap = layer.bitmaps[name]
         what = chance.choice(["clear", "switch", "remove", "merge"])
         if what == "clear":
-            qimg.change_bitmap(layer.path, name, clear=True)
+            qimg.change_bitmap(layer.where, name, clear=True, context=CONTEXT)
             bitmap.dirty = []
         elif what == "switch":
             bitmap.enabled = not bitmap.enabled
-            qimg.change_bitmap(layer.path, name, enabled=bitmap.enabled)
+            qimg.change_bitmap(layer.where, name, enabled=bitmap.enabled, context=CONTEXT)
         elif what == "remove":
-            qimg.remove_bitmap(layer.path, name)
+            qimg.remove_bitmap(layer.where, name, context=CONTEXT)
             del layer.bitmaps[name]
         else:
             other = chance.choice(sorted(layer.bitmaps))
-            qimg.change_bitmap(layer.path, name, merge=[other])
+            qimg.change_bitmap(layer.where, name, merge=[other], context=CONTEXT)
             bitmap.dirty = bitmap.dirty + layer.bitmaps[other].dirty
 
     # -- what has to be so
@@ -204,7 +225,7 @@ class Chain:
     def check(self) -> None:
         """Both images are sound."""
         for layer in (self.mid, self.top):
-            checked = run_real(["check", "-f", "qcow2", layer.path])
+            checked = run_real(["check", *secrets.words(layer.path)])
             assert checked.code == 0, f"{layer.path.name}: {checked.out}{checked.err}"
 
     def compare(self) -> None:
@@ -222,7 +243,7 @@ class Chain:
     def _compare_bitmaps(self, layer: Layer) -> None:
         if not layer.bitmaps:
             return
-        found = {bitmap.name: bitmap for bitmap in qimg.bitmaps(layer.path)}
+        found = {bitmap.name: bitmap for bitmap in qimg.bitmaps(layer.where, context=CONTEXT)}
         assert list(found) == list(layer.bitmaps)
         for name, known in layer.bitmaps.items():
             bitmap = found[name]

@@ -35,12 +35,13 @@ def options(path: Path | str, format: str = "qcow2", id: str = ID) -> str:
     return f"driver={format},encrypt.key-secret={id},file.filename={path}"
 
 
-def words(path: Path, format: str = "qcow2", *, name: str | None = None) -> list[str]:
-    """The words that name an image to a command, encrypted or not; `name`: what to call it there."""
+def words(path: Path, format: str | None = "qcow2", *, name: str | None = None) -> list[str]:
+    """The words that name an image to a command, encrypted or not; `name`: what to call it there. `format`
+    None: qcow2, for commands that are not told."""
     name = str(path) if name is None else name
     if is_encrypted(path):
-        return [*WORDS, "--image-opts", options(name, format)]
-    return ["-f", format, name]
+        return [*WORDS, "--image-opts", options(name, format or "qcow2")]
+    return [name] if format is None else ["-f", format, name]
 
 
 def context(**how: object) -> Context:
