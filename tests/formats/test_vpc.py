@@ -16,7 +16,7 @@ from qimg.errors import QimgError
 from qimg.formats.vpc.format import Vpc
 from qimg.formats.vpc.structs import fitting_geometry, geometry
 from support.build import content, pattern, write_raw
-from support.run import run_peer, run_real
+from support.run import run_peer, run_qimg_inprocess, run_real
 
 MIB = 1 << 20
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -140,6 +140,26 @@ def test_a_differencing_image_is_read_with_its_parent(
         qimg.convert(
             folder / "source.raw", folder / "child.vpc", source_format="raw", format="vpc", create=False
         )
+
+
+@pytest.mark.peer("qemu-img", "qemu-io")
+def test_nothing_changes_a_differencing_image(family: tuple[Path, dict[int, bytes], bytes]) -> None:
+    folder, sectors, _expected = family
+    differencing(folder / "child.vpc", folder / "parent.vpc", sectors)
+    before = (folder / "child.vpc").read_bytes()
+    run_real(["create", "-q", "-f", "qcow2", "-b", "child.vpc", "-F", "vpc", "-u", "top", "8M"], folder).ok()
+    for place in (0, 2 * MIB, 6 * MIB - 512):
+        run_peer("qemu-io", ["-c", f"write -P 5 {place} 512", folder / "top"], folder)
+    for line in (
+        "commit top",
+        "resize -f vpc child.vpc +1M",
+        "bench -w -c 1 -f vpc child.vpc",
+        "convert -n -f raw -O vpc source.raw child.vpc",
+    ):
+        found = run_qimg_inprocess(line.split(), folder)
+        assert found.code == 1, line
+        assert "not supported" in found.err, line
+        assert (folder / "child.vpc").read_bytes() == before, line
 
 
 @pytest.mark.peer("qemu-img", "vhdiinfo")

@@ -87,7 +87,7 @@ def bench(request: BenchRequest, *, started: Callable[[], None] | None = None, c
     closes its image. Raises QimgError: OpenError, StorageError (``Failed request: ...``), NotSupported."""
     with open_disk(request.image, writable=request.write, raw_shares_all=True, context=context) as disk:
         if request.write and not disk.top.can_write:
-            raise NotSupported(f"Writing to existing {disk.top.format_name} images is not supported yet")
+            raise NotSupported(f"Writing to this kind of {disk.top.format_name} image is not supported")
         if request.count and not disk.size:
             raise QimgError("The image has no bytes that requests could be for")
         run = _WriteRun(request, disk) if request.write else _Run(request, disk)

@@ -426,7 +426,7 @@ class _ExistingTarget(_Conversion):
 
             check_target(disk, bitmaps, self.source.size)
         if not image.can_write:
-            raise NotSupported(f"Writing to existing {image.format_name} images is not supported yet")
+            raise NotSupported(f"Writing to this kind of {image.format_name} image is not supported")
         if request.compress and not image.can_compress:
             raise NotSupported("Compression not supported for this file format")
         has_backing = len(disk.layers) > 1

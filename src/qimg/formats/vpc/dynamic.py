@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from errno import EINVAL
 
-from qimg.errors import CorruptImage, LimitError, StorageError
+from qimg.errors import CorruptImage, LimitError, NotSupported, StorageError
 from qimg.extent import HOLE, MAPPED, ZERO, Extent, Runs
 from qimg.formats.base import Image, Reference
 from qimg.formats.blocks import BlockCode, BlockImage, pieces_of
@@ -185,6 +185,12 @@ class DifferencingImage(DynamicImage):
         self.can_write = False
         self.backing: Reference | None = parent
         self.code.special = {ABSENT: HOLE}
+
+    def begin(self) -> None:
+        raise NotSupported("Writing to differencing VHD images is not supported")
+
+    def resize(self, size: int, preallocation: str = "off", *, shown: int = 0) -> None:
+        self.begin()
 
     def meet_backing(self, below: Image) -> None:
         footer = getattr(below, "footer", None)
