@@ -308,7 +308,7 @@ def test_cryptsetup_opens_what_we_make(scheme: dict[str, str], tmp_path: Path) -
 def test_headers_with_ciphers_of_other_programs_are_understood(
     cipher: str, mode: str, tmp_path: Path
 ) -> None:
-    """What the ciphers compute is held in tests/leaves/test_ciphers.py; here, that their names lead to them."""
+    """What they compute is held in tests/leaves/test_ciphers.py; here, that names lead to them."""
     header = LuksHeader.new(Scheme(cipher, mode))
     key, material = header.start(b"sesame", 0)
     secret = sector_cipher(cipher, mode, "plain64", None, key).encrypt(b"\5" * 4096, 0)

@@ -78,8 +78,10 @@ class LuksImage(Image):
         self._set_header(header)
         if word is not None:
             key = header.unlock(area, word)
-            self._set_key(key)
-            wipe(key)
+            try:
+                self._set_key(key)
+            finally:
+                wipe(key)
         self._measure_payload()
 
     @property
