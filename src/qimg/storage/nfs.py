@@ -43,6 +43,10 @@ _PARAMETERS = {
 }
 
 
+# What the library says of an answer of the server, and not of its lack.
+_ANSWERS = ("NFS3ERR_", "MNT3ERR_", "ACCESS denied")
+
+
 class _Stat(ctypes.Structure):
     _fields_ = [
         (name, c_uint64)
@@ -88,6 +92,7 @@ class _Mount:
         folder, _, name = str(values["path"]).rpartition("/")
         self.name = b"/" + os.fsencode(name)
         self.lock = allocate_lock()
+        self._lost = False
         self._library = clibrary.load("nfs", "13", "libnfs13", _FUNCTIONS)
         self._context: int | None = self._library.nfs_init_context()
         for option, setter in _PARAMETERS.values():
@@ -106,13 +111,14 @@ class _Mount:
         """Call a function and give its result, which is no error. Raises StorageError: `failing` with the
         library's words."""
         with self.lock:
-            if self._context is None:
-                raise StorageError("The file is closed", errno=errno.EBADF)
+            if self._context is None or self._lost:
+                raise StorageError("NFS: the connection is lost", errno=errno.ENOTCONN)
             result: int = getattr(self._library, f"nfs_{function}")(self._context, *arguments)
             if result >= 0:
                 return result
             said: bytes = self._library.nfs_get_error(self._context) or b""
-        text = " ".join(said.decode("utf-8", "replace").split())[:200]
+            text = " ".join(said.decode("utf-8", "replace").split())[:200]
+            self._lost = not any(sign in text for sign in _ANSWERS)
         number = -result if -result in errno.errorcode else errno.EIO
         raise StorageError(failing.format(text), errno=number)
 
@@ -125,7 +131,8 @@ class _Mount:
         """Unmount. Never raises."""
         with self.lock:
             context, self._context = self._context, None
-            if context is not None:
+            # With requests that nobody has answered the library may crash here: leave it to the system.
+            if context is not None and not self._lost:
                 self._library.nfs_destroy_context(context)
 
 
