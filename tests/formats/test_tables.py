@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import struct
 from array import array
+from pathlib import Path
 
 import pytest
 
+from qimg.context import Context
 from qimg.formats.tables import PAGE, WordTable, uniform
+from qimg.graph.open import ImageSpec, open_disk
 from qimg.storage.memory import MemoryStorage
 
 
@@ -73,3 +76,24 @@ def test_words_are_uniform_when_none_differs() -> None:
             assert uniform(array(typecode, words))
         for words in ([7, 8], [7] * 5000 + [8], [8] + [7] * 5000, [1 << 8, 1], [0, 1, 0]):
             assert not uniform(array(typecode, words))
+
+
+def test_words_in_a_hole_of_the_file_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    with path.open("wb") as file:
+        file.truncate(8 * PAGE)
+        file.seek(4 * PAGE)
+        file.write(b"\1" * 4096)
+    with open_disk(ImageSpec(str(path), format="raw"), writable=True, context=Context()) as disk:
+        table = WordTable(disk.top.file, 0, 8 * PAGE // 4, size=4, big=False)
+        per_page = PAGE // 4
+        assert table.hole(0, 8 * per_page) == 4 * per_page
+        assert table.hole(0, 2 * per_page) == 2 * per_page
+        assert table.hole(per_page, 3 * per_page) == 2 * per_page
+        assert table.hole(4 * per_page, 8 * per_page) == 0
+        assert table.hole(0, 7) == 0, "not worth a question"
+        table.put(5, array("Q", [9]))
+        assert table.hole(0, per_page) == 0, "what is staged is no hole"
+        table.write()
+        assert table.hole(0, per_page) == 0
+        assert list(table.words(4, 7)) == [0, 9, 0]

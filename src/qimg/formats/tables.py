@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from array import array
 
+from qimg.extent import ZERO
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qimg.storage.base import Storage
@@ -42,6 +44,7 @@ class WordTable:
         self._per_page = PAGE // size
         self._pages: dict[int, array[int]] = {}
         self._changed: dict[int, list[int]] = {}  # page -> [low, high] of its words
+        self._hole = (0, 0)  # bytes of the file, the hole that was seen last
 
     def _page(self, number: int) -> array[int]:
         page = self._pages.get(number)
@@ -73,6 +76,20 @@ class WordTable:
             first += high - low
         return found
 
+    def hole(self, first: int, last: int) -> int:
+        """How many of the words from `first` on are 0, as the file has a hole there; up to `last`, and only
+        where that is many. Raises StorageError."""
+        if last - first < self._per_page or self._changed:
+            return 0
+        at = self.offset + first * self._size
+        low, high = self._hole
+        if not low <= at < high:
+            end = min(self.offset + self.count * self._size, self.file.size)
+            part = next(iter(self.file.extents(at, end - at)), None) if at < end else None
+            high = at if part is None or not part.flags & ZERO else at + part.length
+            self._hole = (at, high)
+        return max(0, min(last - first, (high - at) // self._size))
+
     def put(self, first: int, values: array[int]) -> None:
         """Stage `values` from word `first` on."""
         values = array(self._typecode, values)
@@ -92,6 +109,7 @@ class WordTable:
 
     def write(self) -> bool:
         """Write what changed, in whole sectors of the table; whether there was anything."""
+        self._hole = (0, 0)
         changed = sorted(self._changed)
         per_sector = _SECTOR // self._size
         for number in changed:

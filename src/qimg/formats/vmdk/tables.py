@@ -140,10 +140,14 @@ class Tables:
             stop = start + count if padded == per or table is None else number + 1
             end = min(last, stop * per, first + PIECE)
             if table is not None:
+                low = (number - start) * padded + inside
+                skipped = table.hole(low, low + end - first) if make is None else 0
+                if skipped:
+                    first += skipped
+                    continue
                 if make is not None:
                     self._touched[start] = table
                     self._pinned.add(start // _PAGE)
-                low = (number - start) * padded + inside
                 yield first, table, low, low + end - first
             first = end
 
