@@ -43,6 +43,9 @@ PACKAGES = {
     "tgtd": "tgt",
     "ganesha.nfsd": "nfs-ganesha",
     "rpcbind": "rpcbind",
+    "ceph-mon": "ceph-mon",
+    "ceph-osd": "ceph-osd",
+    "ceph": "ceph-common",
 }
 
 SKIP_PREFIX = "needs "

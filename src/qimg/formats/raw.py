@@ -12,7 +12,7 @@ import os
 
 from qimg.errors import LimitError, NotSupported, OptionError, QimgError, StorageError
 from qimg.extent import ABSENT, MAPPED, ZERO, Extent, Runs
-from qimg.formats.base import Format, Image, Measure
+from qimg.formats.base import Format, Image, Measure, SnapshotInfo
 from qimg.options import SIZE, Option
 from qimg.storage.base import Filter
 from qimg.units import SECTOR, round_up
@@ -91,6 +91,32 @@ class RawImage(Image):
             length = min(length, self.file.size - start)
         if length > 0:
             self.file.zero(self.offset + start, length, unmap=not self._reserved)
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        return [
+            SnapshotInfo(
+                id=name,
+                name=name,
+                vm_state_size=size,
+                date_sec=0,
+                date_nsec=0,
+                vm_clock_nsec=0,
+                icount=0,
+            )
+            for name, size in self.file.snapshots()
+        ]
+
+    def create_snapshot(self, name: str, *, date_sec: int, date_nsec: int) -> None:
+        self.file.create_snapshot(name)
+
+    def apply_snapshot(self, which: str) -> None:
+        self.file.apply_snapshot(which)
+        self.size = round_up(self.file.size - self.offset, SECTOR)
+
+    def delete_snapshot(self, name: str) -> None:
+        if name not in [known for known, _ in self.file.snapshots()]:
+            raise QimgError("snapshot not found")
+        self.file.delete_snapshot(name)
 
     def flush(self) -> None:
         if self._late_end is not None:

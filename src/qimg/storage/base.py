@@ -230,13 +230,29 @@ class Storage:
     def flush(self) -> None:
         """Barrier: everything written so far survives a power cut (unless opened with cache=unsafe)."""
 
+    def snapshots(self) -> list[tuple[str, int]]:
+        """Name and length of every snapshot that the place itself keeps."""
+        return []
+
+    def create_snapshot(self, name: str) -> None:
+        """Keep the present content as a snapshot. Raises NotSupported, StorageError."""
+        raise NotSupported("Operation not supported")
+
+    def apply_snapshot(self, name: str) -> None:
+        """Go back to a snapshot. Raises NotSupported, StorageError."""
+        raise NotSupported("Block driver does not support snapshots")
+
+    def delete_snapshot(self, name: str) -> None:
+        """Forget a snapshot. Raises NotSupported, StorageError."""
+        raise NotSupported("snapshot not found")
+
     def publish(self) -> None:
-        """Make what was written take effect, in places where writes alone do not (an object in a store changes
-        as a whole); `close` without it drops it. Raises StorageError."""
+        """Make what was written take effect, in places where writes alone do not (an object in a store
+        changes as a whole); `close` without it drops it. Raises StorageError."""
 
     def write_once(self, size: int) -> None:
-        """Told of a new place by who fills it: each of `size` bytes will be written just once before `publish`,
-        zeros too unless `zero_init`, more or less from the start on. What comes may be sent on at once."""
+        """Told of a new place by who fills it: each of `size` bytes will be written just once before
+        `publish`, zeros too unless `zero_init`, more or less from the start on. What comes may be sent on."""
 
     def allocated_bytes(self) -> int | None:
         """Bytes of host space in use (``disk size``), None if unknown."""
@@ -320,6 +336,18 @@ class Filter(Storage):
 
     def flush(self) -> None:
         self.child.flush()
+
+    def snapshots(self) -> list[tuple[str, int]]:
+        return self.child.snapshots()
+
+    def create_snapshot(self, name: str) -> None:
+        self.child.create_snapshot(name)
+
+    def apply_snapshot(self, name: str) -> None:
+        self.child.apply_snapshot(name)
+
+    def delete_snapshot(self, name: str) -> None:
+        self.child.delete_snapshot(name)
 
     def publish(self) -> None:
         self.child.publish()

@@ -38,7 +38,7 @@ STORAGES: dict[str, str | None] = {
     "nvme": None,
     "preallocate": "qimg.storage.filters.preallocate:Preallocate",
     "quorum": "qimg.storage.filters.quorum:Quorum",
-    "rbd": None,
+    "rbd": "qimg.storage.rbd:Rbd",
     "replication": None,
     "s3": "qimg.storage.s3:S3",
     "snapshot-access": None,
