@@ -273,20 +273,18 @@ class Nfs(Storage):
 
     def zero(self, offset: int, length: int, unmap: bool = True) -> None:
         end = offset + length
-        super().zero(offset, max(0, min(end, self._size) - offset), unmap)
-        with self._growing:
-            if length > 0 and end > self._size:
-                self._set_size(end)
-
-    def _set_size(self, size: int) -> None:
-        self._mount.call("ftruncate", self._handle, size)
-        self._size = size
+        inside = max(0, min(end, self._size) - offset)
+        super().zero(offset, inside, unmap)
+        if length > inside:
+            # Not by setting the length, which would cut off what others have just written behind it.
+            self.write(b"\0", end - 1)
 
     def resize(self, size: int, preallocation: str = "off") -> None:
         if preallocation != "off":
             raise NotSupported(f"Unsupported preallocation mode '{preallocation}'")
         with self._growing:
-            self._set_size(size)
+            self._mount.call("ftruncate", self._handle, size)
+            self._size = size
 
     def start_new(self, values: dict[str, Value], context: Context) -> None:
         self.resize(0)
