@@ -139,6 +139,15 @@ def test_a_failed_creation_removes_its_file(server: NfsServer) -> None:
     assert not (server.files / "failed").exists()
 
 
+@pytest.mark.parametrize("words", [["convert", "-O", "raw", "{}", "{}"], ["dd", "if={}", "of={}"]])
+def test_a_file_is_not_written_over_itself(server: NfsServer, words: list[str]) -> None:
+    (server.files / "mine").write_bytes(pattern("M", 0, MIB))
+    told = run_qimg_inprocess([word.format(URL + "mine") for word in words])
+    assert told.code == 1
+    assert 'Failed to get "write" lock' in told.err
+    assert (server.files / "mine").read_bytes() == pattern("M", 0, MIB)
+
+
 def test_a_folder_is_refused(server: NfsServer) -> None:
     (server.files / "folder").mkdir(exist_ok=True)
     told = run_qimg_inprocess(["info", URL + "folder"])

@@ -291,9 +291,12 @@ class Target:
             raise StorageError(message, errno=number, hint=error.hint) from error
 
     def is_part_of(self, disk: Disk) -> bool:
-        """Whether the place is a file that `disk` is read from, by whatever name."""
+        """Whether the place is a file that `disk` is read from, by whatever name; on another machine, by this
+        one."""
         here = _identity(self._filename)
-        return here is not None and any(here == _identity(name) for name in _file_names(disk))
+        if here is None:
+            return self._filename in _file_names(disk)
+        return any(here == _identity(name) for name in _file_names(disk))
 
     def remove_if_new(self, context: Context) -> None:
         """Delete the place if `create` made it (not one that existed before). Never raises."""
