@@ -206,6 +206,21 @@ def test_a_base_that_cannot_be_written_keeps_the_overlay_full(
     assert (place.folder / "a.img").read_bytes() == before
 
 
+def test_names_of_google_cloud_storage_reach_it(place: Place) -> None:
+    environment = {"GOOGLE_BASE_URL": place.server.endpoint, "GOOGLE_BEARER_TOKEN": "token"}
+    name = f"gs://{BUCKET}/google.qcow2"
+    run_qimg_inprocess(["convert", "-O", "qcow2", str(place.source), name], env=environment).ok()
+    told = run_qimg_inprocess(["compare", str(place.source), name], env=environment).ok()
+    assert told.out == "Images are identical.\n"
+    place.real("compare", str(place.source), place.fetch("google.qcow2")).ok()
+
+
+def test_names_of_azure_are_known(place: Place) -> None:
+    told = run_qimg_inprocess(["info", "az://container"])
+    message = "'az://container' is not of the form az://CONTAINER/KEY"
+    assert told.err == f"qemu-img: Could not open 'az://container': {message}\n"
+
+
 def test_creating_makes_an_object_on_a_backing_object(place: Place) -> None:
     place.make()
     told = place.ours("create", "-f", "qcow2", "-F", "qcow2", "-b", URL + "a.img", "c.img").ok().out

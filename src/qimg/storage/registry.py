@@ -49,6 +49,7 @@ STORAGES: dict[str, str | None] = {
 
 # What may stand before the first colon of a file name (protocols sheet 1) -> the storage's name.
 PREFIXES: dict[str, str] = {
+    "az": "az",
     "blkdebug": "blkdebug",
     "blkverify": "blkverify",
     "fat": "vvfat",
@@ -58,6 +59,7 @@ PREFIXES: dict[str, str] = {
     "gluster": "gluster",
     "gluster+tcp": "gluster",
     "gluster+unix": "gluster",
+    "gs": "gs",
     "host_cdrom": "host_cdrom",
     "host_device": "host_device",
     "http": "http",
