@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -154,6 +155,15 @@ def test_a_target_that_dies_is_an_error_and_no_wait() -> None:
                 with pytest.raises(StorageError, match=r"^iSCSI: "):
                     act()
         assert time.monotonic() - before < 10
+
+
+def test_a_target_that_is_silent_is_given_up() -> None:
+    with iscsi_target(SIZE) as target:
+        kind = registry.get("iscsi")
+        with kind.from_options({**kind.parse(target.url), "timeout": 1}) as place:
+            target.process.send_signal(signal.SIGSTOP)
+            with pytest.raises(StorageError, match=r"^iSCSI: command timed out$"):
+                place.read(0, 512)
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
