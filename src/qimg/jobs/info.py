@@ -5,8 +5,8 @@ from __future__ import annotations
 from qimg.errors import hide_passwords
 from qimg.graph.disk import Disk
 from qimg.graph.open import ImageSpec, backing_location, open_disk
-from qimg.units import SECTOR, round_up
 from qimg.storage.base import Filter
+from qimg.units import SECTOR, round_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

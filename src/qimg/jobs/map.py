@@ -7,8 +7,8 @@ from qimg.extent import ABSENT, COMPRESSED, is_data, is_present, is_zero
 from qimg.graph.disk import Disk
 from qimg.graph.open import open_disk
 from qimg.records import record
-
 from qimg.storage.base import Filter
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
