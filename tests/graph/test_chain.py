@@ -8,7 +8,7 @@ import pytest
 
 from graph.oracle import Gallery, open_ours, open_real
 from qimg.context import Context
-from qimg.errors import LocationError, GateError, OpenError
+from qimg.errors import GateError, LocationError, OpenError
 from qimg.graph.chain import MAX_CHAIN
 from qimg.graph.gate import CLOSED, Inside
 from qimg.graph.open import ImageSpec, open_disk, resolve_relative

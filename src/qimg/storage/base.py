@@ -185,8 +185,8 @@ class Storage:
 
     def extents(self, start: int, length: int) -> Iterator[Extent]:
         """Data (MAPPED) and known zeros (ZERO, with MAPPED where they take space) of
-        ``start .. start + length``, ascending, contiguous, with ``host == start`` and ``source is self``. Past
-        the end: ZERO.
+        ``start .. start + length``, ascending, contiguous, with ``host == start`` and ``source is self``.
+        Past the end: ZERO.
 
         Coalescing is the consumer's (`Runs`). Cost is proportional to the number of runs.
         """
