@@ -247,6 +247,7 @@ def test_measure_agrees_with_qemu(size: int) -> None:
 def test_a_place_of_fixed_length_must_be_long_enough() -> None:
     class Fixed(MemoryStorage):
         driver = "host_device"
+        plural = "device files"
         fixed_size = True
 
     with pytest.raises(NotSupported, match=r"^Cannot grow device files$"):
