@@ -43,7 +43,7 @@ def whole(storage: Storage, start: int, length: int) -> list[Extent]:
         runs.append(*extent[:3], extent.host, extent.source)
         assert extent.start == at
         assert extent.length > 0
-        assert extent.flags in (MAPPED, ZERO)
+        assert extent.flags in (MAPPED, ZERO, MAPPED | ZERO)
         assert extent.host == extent.start
         assert extent.source is storage
         if extent.flags & ZERO and extent.start < storage.size:
