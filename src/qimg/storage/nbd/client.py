@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: (a flush may take long).
 HANDSHAKE_TIMEOUT = 30.0
 REPLY_TIMEOUT = 180.0
+#: The same for a further connection: there are servers that allow for several and let the next one wait.
+FURTHER_TIMEOUT = 1.0
 #: More of them make nothing faster.
 MAX_CONNECTIONS = 4
 #: Seconds between attempts to connect: the first, and the longest.
@@ -62,8 +64,8 @@ class Client:
         self._connections = [first]
         self._most = MAX_CONNECTIONS if self.export.can(wire.CAN_MULTI_CONN) else 1
 
-    def _connect(self) -> Connection:
-        channel = Channel(self._address.connect(HANDSHAKE_TIMEOUT), HANDSHAKE_TIMEOUT)
+    def _connect(self, timeout: float) -> Connection:
+        channel = Channel(self._address.connect(timeout), timeout)
         handshake = Handshake(channel)
         try:
             self._tune(channel)
@@ -87,7 +89,7 @@ class Client:
         pause = _PAUSE
         while True:
             try:
-                return self._connect()
+                return self._connect(HANDSHAKE_TIMEOUT)
             except StorageError as error:
                 if _is_final(error) or self._closed or monotonic() + pause >= end:
                     raise
@@ -122,7 +124,7 @@ class Client:
             return best
         try:
             if len(self._connections) < self._most:
-                more = self._connect()
+                more = self._connect(FURTHER_TIMEOUT)
                 self._check_same(more)
                 self._connections = [*self._connections, more]
                 return more

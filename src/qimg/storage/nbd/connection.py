@@ -22,7 +22,6 @@ _MAX_STATUS = 16 << 20
 #: Chunks of one reply. A read has one for each run of data or zeros.
 _MAX_CHUNKS = 1 << 17
 _MAX_ERROR = 8 << 10
-_NEVER_SENT = 0
 
 
 class Request:
@@ -33,6 +32,7 @@ class Request:
     error    number of the server's error, 0: none.
     states   (length, flags) of a block status, in bytes.
     failure  why there will be no reply.
+    waits    its thread sleeps until `wake` is released.
     """
 
     __slots__ = (
@@ -48,6 +48,7 @@ class Request:
         "payload",
         "spans",
         "states",
+        "waits",
         "wake",
     )
 
@@ -73,7 +74,7 @@ class Request:
 
     def reset(self) -> None:
         """As if it had never been sent."""
-        self.done = False
+        self.done = self.waits = False
         self.error = 0
         self.failure: NbdError | None = None
         self.states: list[tuple[int, int]] = []
@@ -113,8 +114,6 @@ class Connection:
 
     def __init__(self, channel: Channel, export: Export) -> None:
         self.export = export
-        #: Requests without a reply.
-        self.busy = 0
         self._channel = channel
         self._extended = export.extended
         self._sending = allocate_lock()
@@ -129,14 +128,15 @@ class Connection:
         """Whether it can be used."""
         return self._failure is None
 
+    @property
+    def busy(self) -> int:
+        """How many requests have no reply yet."""
+        return len(self._pending)
+
     def perform(self, request: Request) -> None:
         """Send a request and wait for its reply, whose error is in the request. Raises NbdError."""
-        try:
-            self._send(request)
-            self._wait(request)
-        finally:
-            with self._state:
-                self.busy = len(self._pending)
+        self._send(request)
+        self._wait(request)
         if request.failure is not None:
             raise request.failure
 
@@ -175,7 +175,6 @@ class Connection:
             self._cookie += 1
             cookie = self._cookie
             self._pending[cookie] = request
-            self.busy = len(self._pending)
         try:
             with self._sending:
                 self._channel.send(self._head(request, cookie), request.payload)
@@ -189,9 +188,9 @@ class Connection:
             with self._state:
                 if request.done:
                     return
-                leads = not self._led
+                request.waits = self._led
                 self._led = True
-            if not leads:
+            if request.waits:
                 request.wake.acquire()  # released when it is done, or is to lead
                 continue
             try:
@@ -203,11 +202,13 @@ class Connection:
                 self._hand_over()
 
     def _hand_over(self) -> None:
+        """Let somebody lead who sleeps: who is still sending may need others to receive before it gets on."""
         with self._state:
             self._led = False
             for other in self._pending.values():
-                _wake(other)
-                break
+                if other.waits:
+                    _wake(other)
+                    break
 
     def _fail(self, error: NbdError) -> None:
         """The connection is of no use any more."""
@@ -329,5 +330,6 @@ def _pairs(data: bytearray, start: int, *, wide: bool) -> list[tuple[int, int]]:
 
 def _wake(request: Request) -> None:
     """Called under the connection's lock, so that nobody else releases it between."""
+    request.waits = False
     if request.wake.locked():
         request.wake.release()

@@ -36,7 +36,7 @@ _MAX_DELAY = 1 << 31
 #: Requests without data may be longer than those with, but not so long that the server seems lost meanwhile.
 _MAX_ZERO = 1 << 30
 _MAX_STATUS = (1 << 32) - (64 << 10)
-# cache mode -> (every write is durable when it returns, flushes are dropped)
+# Cache modes in which a write is durable when it returns, and in which nothing ever is.
 _SYNC = ("directsync", "writethrough")
 _NO_FLUSH = ("unsafe", "direct-unsafe")
 
@@ -91,7 +91,7 @@ class NbdStorage(Storage):
         discard: bool = True,
         bitmap: bool = False,
     ) -> None:
-        """Use `open`, or `from_options`. `bitmap`: block states are those of a dirty bitmap."""
+        """Use `from_options`. `bitmap`: block states are those of a dirty bitmap."""
         self._client = client
         self._export = export = client.export
         self.name = name
