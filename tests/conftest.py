@@ -11,6 +11,9 @@ import pytest
 
 from support import peers
 
+# Before any test imports them: their assertions explain themselves too.
+pytest.register_assert_rewrite("spec.differential", "spec.chains")
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path

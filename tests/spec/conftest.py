@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("spec.differential", "spec.chains")
-
-from spec import gallery  # noqa: E402
+from spec import gallery
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qimg.context import Notice
-from qimg.errors import FormatError, LimitError, QimgError, UnsupportedFeature
+from qimg.errors import FormatError, LimitError, OptionError, QimgError
 from qimg.formats.qcow2.header import ParsedHeader, parse
 from qimg.formats.qcow2.structs import Header
 from qimg.storage.memory import MemoryStorage
@@ -162,7 +162,7 @@ def test_an_encrypted_image_opens_for_info_only(images: dict[str, Path], tmp_pat
     with qcow2.open_image(path, for_info=True) as image:
         assert image.encrypted
         assert image.format_specific()["encrypt"] == {"format": "aes"}
-    with pytest.raises(UnsupportedFeature, match="Encrypted qcow2 images are not supported yet"):
+    with pytest.raises(OptionError, match=r"Parameter 'encrypt\.key-secret' is required for cipher"):
         qcow2.open_image(path)
 
 
