@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
-from bench import Job, Workshop
+from bench import MIB, Job, Workshop
 
 #: Seconds to a server that is far away, and back.
 FAR = 0.005
@@ -27,11 +27,49 @@ START = 10.0
 def jobs(shop: Workshop) -> list[Job]:
     """Those whose servers are installed."""
     return [
+        *_nbd(shop, "", 0.0, "1.0"),
+        # The real program needs four minutes for 1 GiB from there.
+        *(_nbd(shop, ", 5 ms away", FAR, "3") if shop.content <= 128 * MIB else []),
         *_http(shop, "", 0.0, "1.5"),
         *_http(shop, ", 5 ms away", FAR, "5"),
         # Five milliseconds away the real program needs ten minutes for 1 GiB from ssh.
         *_ssh(shop, "1.0"),
     ]
+
+
+def _nbd(shop: Workshop, note: str, delay: float, wanted: str) -> list[Job]:
+    if _program("nbdkit") is None:
+        return []
+    target = "target.raw"
+    ways = []
+    for way, name in (("from", shop.raw), ("to", target)):
+        port = _free_port()
+        url = f"nbd://127.0.0.1:{port}/"
+        names = (url, target) if way == "from" else ("-n", shop.raw, url)
+        ways.append(
+            Job(
+                f"convert {way} nbd{note}",
+                ("convert", "-f", "raw", "-O", "raw", *names),
+                wanted,
+                target,
+                before=partial(_start, shop, partial(_nbdkit, name), port, delay),
+                fresh=partial(_lengthen, shop, target) if way == "to" else None,
+                check=partial(shop.same, target, shop.raw, "raw", "raw"),
+            )
+        )
+    return ways
+
+
+def _lengthen(shop: Workshop, target: str) -> None:
+    """Make the empty file that an export is."""
+    with (shop.folder / target).open("wb") as file:
+        file.truncate((shop.folder / shop.raw).stat().st_size)
+
+
+def _nbdkit(name: str, _scratch: Path, folder: Path, port: int) -> list[str]:
+    (folder / name).touch()  # it starts for what is there
+    words = (_program("nbdkit"), "-f", "-i", "127.0.0.1", "-p", port, "file", folder / name)
+    return [str(word) for word in words]
 
 
 def _http(shop: Workshop, note: str, delay: float, wanted: str) -> list[Job]:
