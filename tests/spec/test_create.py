@@ -290,7 +290,6 @@ CASES = [line for table in (RAW, QCOW2, BACKING, REFUSED) for line in lines(tabl
 
 EARLY = "a creation that fails leaves an existing file as it was, and no new one"
 WORDS = "another order of checks: the words are about what is found first"
-LATER = "comes later, and the message says so"
 SHOWN = "Formatting 'out', fmt={} {}\n"
 OPTIONS = (
     "cluster_size=65536 extended_l2=off compression_type=zlib size={}{} lazy_refcounts=off refcount_bits=16"
@@ -346,12 +345,6 @@ DIFFERENT: dict[str, Different] = {
         "the size does not turn negative",
         "out: The image size is too large for file format 'raw'",
         SHOWN.format("raw", f"size={1 << 63}"),
-    ),
-    "create -f raw nbd://localhost:1/x 1M": _refused(
-        0, LATER, "nbd://localhost:1/x: Protocol 'nbd' is not supported yet", ""
-    ),
-    "create -f qcow2 http://localhost:1/x 1M": _refused(
-        0, LATER, "http://localhost:1/x: Protocol 'http' is not supported yet"
     ),
 }
 
